@@ -1,0 +1,1 @@
+"""From text to index plans: tasks, tokenized examples, partitions over clients, batches."""

@@ -1,0 +1,75 @@
+"""How far the clients are apart, and what averaging factors instead of products costs. Pure functions of stacked blocks.
+
+Every disagreement is a root mean square distance over clients and over all adapted weights together,
+sqrt((1/m) sum_i ||X_i - X||_F^2) with X the clients' mean: the root of the consensus error Xi of the papers. The
+LoRA scale alpha/rank is left out.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxdfl.protocol import Info, PerBlock
+from jaxdfl.trees import Tree, squared_distances, squared_norm
+
+
+def disagreement(tree: Tree) -> Float[Array, ""]:
+    """sqrt((1/m) sum_i ||x_i - mean x||^2) over all leaves [clients, ...]; 0 for an empty tree."""
+    return jnp.sqrt(jnp.mean(squared_distances(tree)))
+
+
+def cross_terms(blocks: PerBlock) -> dict[str, Float[Array, "d_out d_in"]]:
+    """C = (1/m) sum_i B_i A_i - B A = (1/m) sum_i (B_i - B)(A_i - A), by target path; B and A are the clients' means.
+
+    What averaging the factors adds to the average of the products. The second form is used: the first would lose C
+    in the rounding of two large matrices where the clients nearly agree.
+    """
+
+    def one(a: Array, b: Array) -> Array:
+        return jnp.einsum("mor,mri->oi", b - b.mean(0), a - a.mean(0)) / a.shape[0]
+
+    return {path: one(blocks.a[path], blocks.b[path]) for path in blocks.a}
+
+
+def cross_term(blocks: PerBlock) -> Float[Array, ""]:
+    """||C||_F over all targets. At most disagreement(A) * disagreement(B), by Cauchy-Schwarz."""
+    return jnp.sqrt(squared_norm(cross_terms(blocks)))
+
+
+def product_disagreement(blocks: PerBlock) -> Float[Array, ""]:
+    """sqrt((1/m) sum_i ||B_i A_i - (1/m) sum_j B_j A_j||_F^2) over all targets; one client's products at a time."""
+
+    def one(a: Array, b: Array) -> Array:
+        mean = jnp.einsum("mor,mri->oi", b, a) / a.shape[0]
+        return jnp.mean(jax.lax.map(lambda factors: squared_norm(factors[1] @ factors[0] - mean), (a, b)))
+
+    return jnp.sqrt(sum((one(blocks.a[path], blocks.b[path]) for path in blocks.a), jnp.float32(0)))
+
+
+def diagnose(blocks: PerBlock) -> Info:
+    """Every diagnostic of one state, under the names of a metrics row."""
+    return {
+        "disagreement_a": disagreement(blocks.a),
+        "disagreement_b": disagreement(blocks.b),
+        "disagreement_product": product_disagreement(blocks),
+        "disagreement_head": disagreement(blocks.head),
+        "cross_term": cross_term(blocks),
+    }
+
+
+def average(blocks: PerBlock) -> PerBlock:
+    """The averaged adapter, as the one client of a federation of one: mean A, mean B, mean head."""
+    return jax.tree.map(lambda x: x.mean(0, keepdims=True), blocks)
+
+
+def average_product(blocks: PerBlock) -> PerBlock:
+    """The adapter whose product is the mean of the clients' products, exactly, as the one client of a federation of one.
+
+    The factors are stacked along the rank, as FLoRA does (Wang et al., 2024, arXiv 2409.05976): A = [A_1; ...; A_m],
+    B = [B_1, ..., B_m] / m, so that B A = (1/m) sum_i B_i A_i. Its rank is m times the clients' rank.
+    """
+    return PerBlock(
+        a={path: a.reshape(1, -1, a.shape[-1]) for path, a in blocks.a.items()},
+        b={path: jnp.moveaxis(b, 0, 1).reshape(1, b.shape[1], -1) / b.shape[0] for path, b in blocks.b.items()},
+        head=average(blocks).head,
+    )

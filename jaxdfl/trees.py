@@ -1,0 +1,45 @@
+"""Small operations on stacked pytrees, whose leaves all lead with the clients axis."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+Tree = Any
+
+
+def keep(mask: Bool[Array, ""] | bool, new: Tree, old: Tree) -> Tree:
+    """`new` where the mask holds, else `old`, bit for bit (not a blend). The mask is one boolean for the whole tree."""
+    return jax.tree.map(lambda n, o: jnp.where(mask, n, o), new, old)
+
+
+def client_mean(tree: Tree) -> Tree:
+    """Mean over the leading clients axis, which is dropped."""
+    return jax.tree.map(lambda x: x.mean(0), tree)
+
+
+def stack(tree: Tree, clients: int) -> Tree:
+    """The same tree for every client: each leaf gains a leading axis of length `clients`."""
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, (clients, *jnp.shape(x))), tree)
+
+
+def squared_norm(tree: Tree) -> Float[Array, ""]:
+    """Sum of squares of all entries, in float32; 0 for an empty tree."""
+    return sum((jnp.sum(jnp.square(x.astype(jnp.float32))) for x in jax.tree.leaves(tree)), jnp.float32(0))
+
+
+def squared_distances(tree: Tree) -> Float[Array, " clients"] | Float[Array, ""]:
+    """Each client's squared distance from the clients' mean, over all leaves; 0 for an empty tree."""
+    return sum(
+        (
+            jnp.sum(jnp.square(x - x.mean(0)).astype(jnp.float32), axis=range(1, x.ndim))
+            for x in jax.tree.leaves(tree)
+        ),
+        jnp.float32(0),
+    )
+
+
+def bytes_per_client(tree: Tree) -> int:
+    """Bytes that one client sends when it sends its slice of every leaf once."""
+    return sum(x[0].size * x.dtype.itemsize for x in jax.tree.leaves(tree))
