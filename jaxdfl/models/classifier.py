@@ -1,0 +1,100 @@
+"""The bridge from a model to the engine: plain pytrees in, logits and a loss out, all for ONE client.
+
+The model is split once, here; inside compiled code it is only put together again while tracing.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+from zlib import crc32
+
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Float, Key
+
+from jaxdfl.data.examples import Examples
+from jaxdfl.lora import find_targets, init_factors
+from jaxdfl.models.encoder import EncoderClassifier
+from jaxdfl.models.layers import Adapter, Linear
+from jaxdfl.models.paths import modules, put_together, take_apart
+from jaxdfl.protocol import PerBlock
+
+Logits = Callable[[Any, PerBlock, Examples, Key[Array, ""] | None], Float[Array, "batch classes"]]
+Loss = Callable[[Any, PerBlock, Examples, Key[Array, ""] | None], Float[Array, ""]]
+
+
+class Classifier(NamedTuple):
+    """A model as the engine sees it. `frozen` is an argument of `logits`, so jit does not bake it into programs."""
+
+    blocks: PerBlock  # one client's first blocks; a and b by path, head a flat dict by path, {} when it is frozen
+    frozen: Any  # every other weight by path
+    logits: Logits  # (frozen, blocks, examples, key): a key switches dropout on, None is evaluation
+
+
+def adapt(
+    model: EncoderClassifier,
+    key: Key[Array, ""],
+    *,
+    rank: int = 8,
+    alpha: float = 16.0,
+    dropout: float = 0.0,
+    targets: Sequence[str] = ("query", "value"),
+    train_head: bool = False,
+    merged: bool | None = None,
+) -> Classifier:
+    """Puts LoRA adapters beside the linear layers that `targets` match, and splits the result. `model` stays as it is.
+
+    Args:
+        alpha: the adapters' scale is alpha / rank, also for factors of another rank handed to `logits` later on.
+        dropout: rate on the input of A, in training only.
+        targets: patterns for `re.search` on paths such as `encoder/layers/0/attention/query`.
+        merged: add the adapter to the kernel first (one large product) rather than beside it. By default wherever that
+            is exact: without dropout, on a float32 backbone (bfloat16 kernels would round small updates away).
+
+    Raises:
+        ValueError: a rate outside [0, 1), `merged` with dropout, a rank too large, a pattern that matches nothing.
+    """
+    if not 0 <= dropout < 1:
+        raise ValueError(f"`dropout` must lie in [0, 1), got {dropout}.")
+    if merged and dropout:
+        raise ValueError(f"`merged` adapters cannot drop out the input of A (dropout={dropout}): pass merged=False.")
+    if isinstance(targets, str):
+        raise ValueError(f"`targets` must be a sequence of patterns, got a string: pass ({targets!r},).")
+    model = nnx.clone(model)
+    layers = modules(model, Linear)
+    paths = find_targets(list(layers), targets)
+    a, b = init_factors(key, {path: layers[path].kernel.shape for path in paths}, rank)
+    if merged is None:
+        merged = not dropout and all(layers[path].kernel.dtype == jnp.float32 for path in paths)
+    for path in paths:
+        salt = crc32(path.encode())
+        layers[path].adapter = Adapter(a[path], b[path], scale=alpha / rank, dropout=dropout, merged=merged, salt=salt)
+
+    structure, frozen = take_apart(model)
+    for name in _factors(a, b):
+        del frozen[name]
+    own = [name for name in frozen if train_head and name.split("/")[0] in model.config.head]
+    head = {name: frozen.pop(name) for name in own}
+
+    def logits(
+        frozen: Any, blocks: PerBlock, examples: Examples, key: Key[Array, ""] | None = None
+    ) -> Float[Array, "batch classes"]:
+        client = put_together(structure, {**frozen, **_factors(blocks.a, blocks.b), **blocks.head})
+        return client(examples, key)
+
+    return Classifier(PerBlock(a, b, head), frozen, logits)
+
+
+def cross_entropy(classifier: Classifier) -> Loss:
+    """The mean cross-entropy over a batch, in nats, as the engine's loss(frozen, blocks, examples, key)."""
+
+    def loss(frozen: Any, blocks: PerBlock, examples: Examples, key: Key[Array, ""] | None = None) -> Float[Array, ""]:
+        logits = classifier.logits(frozen, blocks, examples, key)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, examples.labels).mean()
+
+    return loss
+
+
+def _factors(a: dict[str, Array], b: dict[str, Array]) -> dict[str, Array]:
+    """The factors by the paths they have inside the model."""
+    return {f"{path}/adapter/a": x for path, x in a.items()} | {f"{path}/adapter/b": x for path, x in b.items()}

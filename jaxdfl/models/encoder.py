@@ -1,0 +1,164 @@
+"""BERT and RoBERTa sequence classifiers as one model; what differs between them is data in `EncoderConfig`.
+
+BERT: Devlin et al., 2019, arXiv 1810.04805. RoBERTa: Liu et al., 2019, arXiv 1907.11692. Post-LayerNorm encoder, then
+dense -> tanh -> out on the first token. Only LoRA has dropout here: the frozen backbone and the head are deterministic
+in training too, whereas `transformers` in training mode also drops hidden states and attention weights (rate 0.1).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Key
+
+from jaxdfl.data.examples import Examples
+from jaxdfl.models.layers import ACTIVATIONS, Attention, Embedding, FeedForward, LayerNorm, Linear
+
+# Which modules a task's own head consists of. BERT's pooler is pretrained, so it belongs to the backbone; RoBERTa has
+# none that is, and its dense layer (`classifier.dense` in a checkpoint, `pooler` here) starts anew with every task.
+HEADS = {"bert": ("classifier",), "roberta": ("pooler", "classifier")}
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """Everything that fixes the shape and the arithmetic of an encoder."""
+
+    model_type: str  # "bert" or "roberta"
+    vocabulary: int
+    positions: int  # rows of the position table; the longest sentence is positions - position_offset
+    types: int
+    width: int
+    layers: int
+    heads: int
+    intermediate: int
+    activation: str = "gelu"
+    epsilon: float = 1e-12
+    initializer_range: float = 0.02  # standard deviation of freshly drawn weights
+    position_offset: int = 0  # position of the first token: pad_token_id + 1 in RoBERTa
+
+    def __post_init__(self):
+        if self.model_type not in HEADS:
+            raise ValueError(f"`model_type` {self.model_type!r} is not supported; supported are {sorted(HEADS)}.")
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"`activation` {self.activation!r} is not supported; supported are {list(ACTIVATIONS)}.")
+        if self.width % self.heads:
+            raise ValueError(f"`width` must be a multiple of `heads`, got {self.width} and {self.heads}.")
+
+    @classmethod
+    def from_transformers(cls, config: Any) -> "EncoderConfig":
+        """From a `transformers` config, such as `AutoConfig` gives.
+
+        Raises:
+            ValueError: another architecture, or a variant (decoder, relative positions) that is not implemented.
+        """
+        if config.model_type not in HEADS:
+            raise ValueError(f"`model_type` {config.model_type!r} is not supported; supported are {sorted(HEADS)}.")
+        positions = getattr(config, "position_embedding_type", None) or "absolute"
+        if positions != "absolute":
+            raise ValueError(f"`position_embedding_type` {positions!r} is not supported; it must be 'absolute'.")
+        if config.is_decoder or config.add_cross_attention:
+            raise ValueError("`is_decoder` and `add_cross_attention` must be false: only encoders are supported.")
+        roberta = config.model_type == "roberta"
+        if roberta and config.pad_token_id is None:
+            raise ValueError("`pad_token_id` is missing from the config: RoBERTa counts positions from it; set it (1).")
+        return cls(
+            model_type=config.model_type,
+            vocabulary=config.vocab_size,
+            positions=config.max_position_embeddings,
+            types=config.type_vocab_size,
+            width=config.hidden_size,
+            layers=config.num_hidden_layers,
+            heads=config.num_attention_heads,
+            intermediate=config.intermediate_size,
+            activation=config.hidden_act,
+            epsilon=config.layer_norm_eps,
+            initializer_range=config.initializer_range,
+            position_offset=config.pad_token_id + 1 if roberta else 0,
+        )
+
+    @property
+    def head(self) -> tuple[str, ...]:
+        """Paths of the modules that make up the classification head."""
+        return HEADS[self.model_type]
+
+
+class Embeddings(nnx.Module):
+    """Word + position + segment, normalised."""
+
+    def __init__(self, config: EncoderConfig, dtype: DTypeLike):
+        self.word = Embedding(config.vocabulary, config.width, dtype)
+        self.position = Embedding(config.positions, config.width, dtype)
+        self.type = Embedding(config.types, config.width, dtype)
+        self.norm = LayerNorm(config.width, config.epsilon, dtype)
+        self.offset, self.longest = config.position_offset, config.positions - config.position_offset
+
+    def __call__(self, examples: Examples) -> Float[Array, "batch length width"]:
+        length = examples.ids.shape[-1]
+        if length > self.longest:
+            raise ValueError(
+                f"`examples` have {length} tokens; the model takes {self.longest}: cut them to that length."
+            )
+        place = jnp.arange(length) + self.offset  # padding is on the right, so what it is given here does not matter
+        return self.norm(self.word(examples.ids) + self.position(place) + self.type(examples.types))
+
+
+class Layer(nnx.Module):
+    """Attention, then feed-forward, each with a residual and a LayerNorm after it."""
+
+    def __init__(self, config: EncoderConfig, dtype: DTypeLike):
+        self.attention = Attention(config.width, config.heads, dtype)
+        self.attention_norm = LayerNorm(config.width, config.epsilon, dtype)
+        self.feed_forward = FeedForward(config.width, config.intermediate, config.activation, dtype)
+        self.feed_forward_norm = LayerNorm(config.width, config.epsilon, dtype)
+
+    def __call__(
+        self,
+        queries: Float[Array, "batch queries width"],
+        hidden: Float[Array, "batch length width"],
+        mask: Bool[Array, "batch #queries length"],
+        key: Key[Array, ""] | None = None,
+    ) -> Float[Array, "batch queries width"]:
+        """The layer's output at `queries`, which are all of `hidden` or the positions that someone reads."""
+        x = self.attention_norm(queries + self.attention(queries, hidden, mask, key))
+        return self.feed_forward_norm(x + self.feed_forward(x, key))
+
+
+class Encoder(nnx.Module):
+    """A stack of layers, of which the last runs only where its output is read."""
+
+    def __init__(self, config: EncoderConfig, dtype: DTypeLike):
+        self.layers = nnx.List([Layer(config, dtype) for _ in range(config.layers)])
+
+    def __call__(
+        self,
+        hidden: Float[Array, "batch length width"],
+        mask: Bool[Array, "batch 1 length"],
+        key: Key[Array, ""] | None = None,
+    ) -> Float[Array, "batch width"]:
+        """The final hidden state of the first token."""
+        *earlier, last = self.layers
+        for layer in earlier:
+            hidden = layer(hidden, hidden, mask, key)
+        return last(hidden[:, :1], hidden, mask, key)[:, 0]
+
+
+class EncoderClassifier(nnx.Module):
+    """Sequence classification on the first token, as in BertFor- and RobertaForSequenceClassification.
+
+    `dtype` is the dtype of the backbone and of its arithmetic; the head is kept and run in float32.
+    """
+
+    def __init__(self, config: EncoderConfig, classes: int, dtype: DTypeLike = jnp.float32):
+        self.config = config
+        self.embeddings = Embeddings(config, dtype)
+        self.encoder = Encoder(config, dtype)
+        self.pooler = Linear(config.width, config.width, jnp.float32 if "pooler" in config.head else dtype)
+        self.classifier = Linear(config.width, classes, jnp.float32)
+
+    def __call__(self, examples: Examples, key: Key[Array, ""] | None = None) -> Float[Array, "batch classes"]:
+        """Logits, float32. A key switches LoRA dropout on."""
+        mask = jnp.arange(examples.ids.shape[-1]) < examples.lengths[:, None, None]
+        first = self.encoder(self.embeddings(examples), mask, key).astype(jnp.float32)
+        return self.classifier(jnp.tanh(self.pooler(first, key)), key)

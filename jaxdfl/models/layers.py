@@ -1,0 +1,148 @@
+"""The layers of a transformer encoder, in plain Flax, and the LoRA adapter that any linear layer may carry.
+
+Every module computes in the dtype of its input. Statistics of a LayerNorm and the softmax are float32 throughout.
+Constructors only lay out shapes (zeros and ones); `jaxdfl.models.pretrained` fills in the values.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from jaxdfl.lora import effective_kernel
+
+ACTIVATIONS = {  # by their names in a Hugging Face config
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu_new": partial(jax.nn.gelu, approximate=True),
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+}
+
+
+class LoraA(nnx.Variable):
+    """Factor A, [rank, d_in], float32."""
+
+
+class LoraB(nnx.Variable):
+    """Factor B, [d_out, rank], float32."""
+
+
+class Adapter(nnx.Module):
+    """The low-rank term of one linear layer.
+
+    `merged` chooses between two equal formulations: one product with kernel + scale * (B A)^T, which costs a kernel per
+    client, or a second thin path beside the kernel, which alone can drop out the input of A (as PEFT does).
+    """
+
+    def __init__(
+        self,
+        a: Float[Array, "rank d_in"],
+        b: Float[Array, "d_out rank"],
+        *,
+        scale: float,
+        dropout: float,
+        merged: bool,
+        salt: int,
+    ):
+        self.a, self.b = LoraA(a), LoraB(b)
+        self.scale = scale  # alpha / rank of the first factors; kept when factors of another rank take their place
+        self.dropout = dropout
+        self.merged = merged
+        self.salt = salt  # gives each adapter its own stream from the one key that the whole model is handed
+
+    def merge(self, kernel: Float[Array, "d_in d_out"]) -> Float[Array, "d_in d_out"]:
+        """The kernel with the adapter added."""
+        return effective_kernel(kernel, self.a[...], self.b[...], self.scale)
+
+    def __call__(self, x: Float[Array, "... d_in"], key: Key[Array, ""] | None = None) -> Float[Array, "... d_out"]:
+        """scale * dropout(x) A^T B^T; without a key nothing is dropped."""
+        if key is not None and self.dropout > 0:
+            kept = jax.random.bernoulli(jax.random.fold_in(key, self.salt), 1 - self.dropout, x.shape)
+            x = jnp.where(kept, x / (1 - self.dropout), 0)
+        return self.scale * (x @ self.a[...].astype(x.dtype).T) @ self.b[...].astype(x.dtype).T
+
+
+class Linear(nnx.Module):
+    """y = x kernel + bias, with kernel [d_in, d_out], plus an adapter's term where there is one."""
+
+    def __init__(self, d_in: int, d_out: int, dtype: DTypeLike):
+        self.kernel = nnx.Param(jnp.zeros((d_in, d_out), dtype))
+        self.bias = nnx.Param(jnp.zeros(d_out, dtype))
+        self.adapter: Adapter | None = nnx.data(None)
+
+    def __call__(self, x: Float[Array, "... d_in"], key: Key[Array, ""] | None = None) -> Float[Array, "... d_out"]:
+        kernel = self.kernel[...]
+        if self.adapter is not None and self.adapter.merged:
+            kernel = self.adapter.merge(kernel)
+        y = x @ kernel.astype(x.dtype) + self.bias[...].astype(x.dtype)
+        if self.adapter is not None and not self.adapter.merged:
+            y += self.adapter(x, key)
+        return y
+
+
+class LayerNorm(nnx.Module):
+    """Normalises the last axis to mean 0 and variance 1, then scales and shifts."""
+
+    def __init__(self, width: int, epsilon: float, dtype: DTypeLike):
+        self.scale = nnx.Param(jnp.ones(width, dtype))
+        self.bias = nnx.Param(jnp.zeros(width, dtype))
+        self.epsilon = epsilon
+
+    def __call__(self, x: Float[Array, "... width"]) -> Float[Array, "... width"]:
+        wide = x.astype(jnp.float32)
+        centred = wide - wide.mean(-1, keepdims=True)
+        variance = jnp.square(centred).mean(-1, keepdims=True)
+        return (centred * jax.lax.rsqrt(variance + self.epsilon) * self.scale[...] + self.bias[...]).astype(x.dtype)
+
+
+class Embedding(nnx.Module):
+    """A table of vectors, [entries, width], read by index."""
+
+    def __init__(self, entries: int, width: int, dtype: DTypeLike):
+        self.table = nnx.Param(jnp.zeros((entries, width), dtype))
+
+    def __call__(self, index: Int[Array, "..."]) -> Float[Array, "... width"]:
+        return self.table[...][index]
+
+
+class Attention(nnx.Module):
+    """Multi-head attention of some positions (the queries) over all positions of their row."""
+
+    def __init__(self, width: int, heads: int, dtype: DTypeLike):
+        self.heads = heads
+        self.query = Linear(width, width, dtype)
+        self.key = Linear(width, width, dtype)
+        self.value = Linear(width, width, dtype)
+        self.output = Linear(width, width, dtype)
+
+    def __call__(
+        self,
+        queries: Float[Array, "batch queries width"],
+        hidden: Float[Array, "batch length width"],
+        mask: Bool[Array, "batch #queries length"],
+        key: Key[Array, ""] | None = None,
+    ) -> Float[Array, "batch queries width"]:
+        """`mask` is true where a query may look; a row without any such place gives finite, meaningless output."""
+        q, k, v = (
+            layer(x, key).reshape(*x.shape[:2], self.heads, -1)  # [batch, positions, heads, width per head]
+            for layer, x in ((self.query, queries), (self.key, hidden), (self.value, hidden))
+        )
+        scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+        scores = jnp.where(mask[:, None], scores, jnp.finfo(jnp.float32).min)
+        attended = jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores).astype(v.dtype), v)
+        return self.output(attended.reshape(queries.shape), key)
+
+
+class FeedForward(nnx.Module):
+    """Two linear layers with an activation between."""
+
+    def __init__(self, width: int, intermediate: int, activation: str, dtype: DTypeLike):
+        self.intermediate = Linear(width, intermediate, dtype)
+        self.output = Linear(intermediate, width, dtype)
+        self.activation = activation
+
+    def __call__(self, x: Float[Array, "... width"], key: Key[Array, ""] | None = None) -> Float[Array, "... width"]:
+        return self.output(ACTIVATIONS[self.activation](self.intermediate(x, key)), key)
