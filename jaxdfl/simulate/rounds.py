@@ -1,0 +1,187 @@
+"""One round: every client trains on its own batches, then the network mixes. Clients are a leading axis throughout."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, Key
+
+from jaxdfl.diagnostics import diagnose, disagreement
+from jaxdfl.protocol import Exchange, Info, Method, Network, PerBlock, Round
+from jaxdfl.trees import keep
+
+Loss = Callable[[Any, PerBlock, Any, Key[Array, ""]], Float[Array, ""]]  # (frozen, one client's blocks, batch, key)
+Moments = Literal["kept", "reset_each_round", "reset_at_switch"]
+
+
+class SimState(NamedTuple):
+    """All that one run carries from round to round; a pytree of arrays, so that saving it is saving the run."""
+
+    blocks: PerBlock  # [clients, ...]
+    opt: PerBlock  # of optax states; one per block, so that a resting block's moments rest too
+    mixer: Any  # the mixer's own state
+    round: Int[Array, ""]  # rounds completed
+    key: Key[Array, ""]  # of the whole run; round t uses what `round_keys` makes of it
+
+
+class RoundKeys(NamedTuple):
+    """One key for each thing that is random in a round. Split before the method is consulted, so that every method
+    meets the same graphs, stragglers and dropout."""
+
+    network: Key[Array, ""]
+    work: Key[Array, ""]
+    train: Key[Array, ""]  # client i's own is fold_in(train, i), whatever the number of clients
+    mix: Key[Array, ""]
+
+
+def round_keys(key: Key[Array, ""], round: Round) -> RoundKeys:
+    """The keys of round `round` of the run with key `key`."""
+    return RoundKeys(*jax.random.split(jax.random.fold_in(key, round), 4))
+
+
+class _Client(NamedTuple):
+    """What one client's local training takes; stacked, what the round hands to all of them."""
+
+    blocks: PerBlock
+    opt: PerBlock
+    batches: Any  # leaves [steps, ...]
+    correction: PerBlock | None
+    steps: Int[Array, ""]  # how many of its local steps it finishes
+    key: Key[Array, ""]
+
+
+def over_clients(function: Callable, chunk: int | None) -> Callable:
+    """`function` of one client, mapped over its argument's leading axis, `chunk` clients at a time (None: all)."""
+    if chunk is None:
+        return jax.vmap(function)
+    return lambda stacked: jax.lax.map(function, stacked, batch_size=chunk if chunk > 1 else None)
+
+
+def init(key: Key[Array, ""], blocks: PerBlock, method: Method, optimizer: optax.GradientTransformation) -> SimState:
+    """The state before the first round. `blocks` are stacked, [clients, ...], and copied, since the engine donates.
+
+    Raises:
+        ValueError: the leaves of `blocks` disagree on the number of clients, or there are none.
+    """
+    counts = {leaf.shape[0] if leaf.ndim else 0 for leaf in jax.tree.leaves(blocks)}
+    if len(counts) != 1 or 0 in counts:
+        raise ValueError(f"every leaf of `blocks` must lead with the same clients axis, got lengths {sorted(counts)}.")
+    blocks = jax.tree.map(jnp.array, blocks)
+    return SimState(blocks, _fresh(optimizer, blocks), method.mixer.init(blocks), jnp.int32(0), key)
+
+
+def make_round(
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    method: Method,
+    network: Network,
+    *,
+    chunk: int | None = None,
+    moments: Moments = "kept",
+    clip: float | None = None,
+    step_scale: Callable[[Round], Float[Array, ""]] | None = None,
+) -> Callable[[Any, SimState, Any], tuple[SimState, Info]]:
+    """The round of `method` on `network`: (frozen, state, batches) -> (state, info), ready for jit and scan.
+
+    Args:
+        loss: of one client, one batch: (frozen, blocks, batch, key) -> scalar.
+        optimizer: any optax transformation; each block has a state of its own.
+        chunk: clients trained at a time; None trains all at once. Changes memory and speed, not the result.
+        moments: whether the optimizer's moments are kept from round to round, start afresh in each round, or start
+            afresh for a block that takes up training again.
+        clip: largest global norm of one client's gradient over the blocks that train; None does not clip.
+        step_scale: factor on every update of a round: a learning-rate schedule by round.
+
+    Leaves of `batches` are [clients, steps, ...]. `info` holds `loss` (mean over all steps taken), the diagnostics of
+    the mixed blocks, `contraction` (mean squared disagreement of the factors after mixing over that before; NaN where
+    there was none), and the mixer's counts (`messages`, `bytes`).
+    """
+
+    def objective(blocks: PerBlock, frozen: Any, batch: Any, key: Array) -> Array:
+        value = loss(frozen, blocks, batch, key)
+        return value if method.penalty is None else value + method.penalty(blocks)
+
+    def train_client(frozen: Any, trains: PerBlock, scale: Array, client: _Client) -> tuple[PerBlock, PerBlock, Array]:
+        def update(on, block, gradient, state):
+            updates, new_state = optimizer.update(gradient, state, block)
+            new_block = optax.apply_updates(block, jax.tree.map(lambda u: u * scale, updates))
+            return keep(on, (new_block, new_state), (block, state))
+
+        def step(carry, inputs):
+            blocks, opt = carry
+            batch, index = inputs
+            value, gradients = jax.value_and_grad(objective)(
+                blocks, frozen, batch, jax.random.fold_in(client.key, index)
+            )
+            if client.correction is not None:
+                gradients = jax.tree.map(jnp.add, gradients, client.correction)
+            if clip is not None:
+                gradients = _clipped(gradients, trains, clip)
+            trained = map(update, trains, blocks, gradients, opt)
+            blocks, opt = map(PerBlock._make, zip(*trained, strict=True))
+            done = index < client.steps
+            return keep(done, (blocks, opt), carry), jnp.where(done, value, 0.0)
+
+        steps = jax.tree.leaves(client.batches)[0].shape[0]
+        carry, values = jax.lax.scan(step, (client.blocks, client.opt), (client.batches, jnp.arange(steps)))
+        return *carry, values.sum()
+
+    def moments_at_start(trains: PerBlock, state: SimState) -> PerBlock:
+        if moments == "kept":
+            return state.opt
+        fresh = _fresh(optimizer, state.blocks)
+        if moments == "reset_each_round":
+            return fresh
+        before = method.trains(state.round - 1)
+        rested = (jnp.asarray(on) & ~jnp.asarray(was) for on, was in zip(trains, before, strict=True))
+        return PerBlock(*map(keep, rested, fresh, state.opt))
+
+    def run_round(frozen: Any, state: SimState, batches: Any) -> tuple[SimState, Info]:
+        clients, steps = jax.tree.leaves(batches)[0].shape[:2]
+        keys = round_keys(state.key, state.round)
+        weights, work = network.weights(keys.network, state.round), network.work(keys.work, state.round)
+        trains, shared = method.trains(state.round), method.shares(state.round)
+        scale = jnp.float32(1) if step_scale is None else step_scale(state.round)
+        stacked = _Client(
+            blocks=state.blocks,
+            opt=moments_at_start(trains, state),
+            batches=batches,
+            correction=None if method.correction is None else method.correction(state.mixer),
+            steps=jnp.floor(work * steps + 1e-4).astype(jnp.int32),  # 1e-4: a third of 3 steps is one
+            key=jax.vmap(partial(jax.random.fold_in, keys.train))(jnp.arange(clients)),
+        )
+        blocks, opt, losses = over_clients(partial(train_client, frozen, trains, scale), chunk)(stacked)
+
+        before = _squared_disagreement(blocks)
+        links = (weights != 0) & ~jnp.eye(clients, dtype=bool)
+        exchange = Exchange(keys.mix, state.round, weights, links, work, shared)
+        blocks, mixer, counts = method.mixer.mix(exchange, blocks, state.mixer)
+        info = {
+            "loss": losses.sum() / jnp.maximum(stacked.steps.sum(), 1),
+            **diagnose(blocks),
+            "contraction": _squared_disagreement(blocks) / before,
+            **counts,
+        }
+        return SimState(blocks, opt, mixer, state.round + 1, state.key), info
+
+    return run_round
+
+
+def _fresh(optimizer: optax.GradientTransformation, blocks: PerBlock) -> PerBlock:
+    """The optimizer's first states, [clients, ...], one per block (also for a block without leaves)."""
+    clients = jax.tree.leaves(blocks)[0].shape[0]
+    return PerBlock(*(jax.vmap(optimizer.init, axis_size=clients)(block) for block in blocks))
+
+
+def _clipped(gradients: PerBlock, trains: PerBlock, largest: float) -> PerBlock:
+    """The gradients, scaled down where the global norm of those that train is above `largest`."""
+    active = [keep(on, g, jax.tree.map(jnp.zeros_like, g)) for on, g in zip(trains, gradients, strict=True)]
+    shrink = jnp.minimum(1.0, largest / jnp.maximum(optax.global_norm(active), 1e-12))
+    return jax.tree.map(lambda g: g * shrink, gradients)
+
+
+def _squared_disagreement(blocks: PerBlock) -> Float[Array, ""]:
+    return disagreement((blocks.a, blocks.b)) ** 2
