@@ -1,4 +1,4 @@
-"""How far the clients are apart, and what averaging factors instead of products costs. Pure functions of stacked blocks.
+"""How far the clients are apart, and what averaging factors instead of products costs; pure, on stacked blocks.
 
 Every disagreement is a root mean square distance over clients and over all adapted weights together,
 sqrt((1/m) sum_i ||X_i - X||_F^2) with X the clients' mean: the root of the consensus error Xi of the papers. The
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxdfl.protocol import Info, PerBlock
-from jaxdfl.trees import Tree, squared_distances, squared_norm
+from jaxdfl.trees import Tree, centred, squared_distances, squared_norm
 
 
 def disagreement(tree: Tree) -> Float[Array, ""]:
@@ -26,7 +26,7 @@ def cross_terms(blocks: PerBlock) -> dict[str, Float[Array, "d_out d_in"]]:
     """
 
     def one(a: Array, b: Array) -> Array:
-        return jnp.einsum("mor,mri->oi", b - b.mean(0), a - a.mean(0)) / a.shape[0]
+        return jnp.einsum("mor,mri->oi", centred(b), centred(a)) / a.shape[0]
 
     return {path: one(blocks.a[path], blocks.b[path]) for path in blocks.a}
 
@@ -63,7 +63,7 @@ def average(blocks: PerBlock) -> PerBlock:
 
 
 def average_product(blocks: PerBlock) -> PerBlock:
-    """The adapter whose product is the mean of the clients' products, exactly, as the one client of a federation of one.
+    """The adapter whose product is the exact mean of the clients' products, as the one client of a federation of one.
 
     The factors are stacked along the rank, as FLoRA does (Wang et al., 2024, arXiv 2409.05976): A = [A_1; ...; A_m],
     B = [B_1, ..., B_m] / m, so that B A = (1/m) sum_i B_i A_i. Its rank is m times the clients' rank.

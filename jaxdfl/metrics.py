@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-Scores = np.ndarray  # float64, the shape of the leading axes
+Scores = np.ndarray | np.float64  # the shape of the leading axes; of one matrix, one number
 
 
 def accuracy(confusion: np.ndarray) -> Scores:

