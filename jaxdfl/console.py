@@ -1,0 +1,156 @@
+"""What a person sees of an experiment: the setup, the progress, the closing table; and the rows that record it."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax.monitoring
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+
+from jaxdfl import report
+from jaxdfl.simulate.run import Stop
+from jaxdfl.trackers import RunFolder
+
+COUNTS = ("messages", "bytes")
+DIAGNOSTICS = ("disagreement_a", "disagreement_b", "disagreement_product", "disagreement_head", "cross_term")
+LOG_SECONDS = 60  # between lines of progress in a log file, where no bar can move
+OUT = Console(markup=False, highlight=False)  # paths and patterns may hold brackets
+
+
+def show_setup(manifest: Mapping[str, Any]) -> None:
+    """Says which model, data, device and networks the runs use."""
+    settings, model, data, world = (manifest[name] for name in ("settings", "model", "data", "environment"))
+    validation, runs = data["validation"], manifest["runs"]
+    drawn = "random, common to all clients" if model["initialised"] else "from the checkpoint"
+    rows = {
+        "model": f"{model['name']} ({model['architecture']}, {model['parameters'] / 1e6:.1f}M, {model['dtype']})",
+        "note": model["note"],
+        "head": f"{drawn}, {settings['head']}",
+        "adapters": f"rank {settings['rank']}, alpha {settings['alpha']:g}, dropout {settings['lora_dropout']:g}, on "
+        + ", ".join(settings["targets"]),
+        "data": f"{data['train']['examples']} examples of {data['length']} tokens from {data['source']}",
+        "validation": f"{validation['examples']} examples from {validation['source']}",
+        "clients": f"{settings['clients']}, partition {settings['partition']}",
+        "training": f"{settings['rounds']} rounds x {settings['local_steps']} steps x {settings['batch_size']} "
+        f"examples, {settings['optimizer']} {settings['learning_rate']:g} ({settings['learning_rate_schedule']}), "
+        f"moments {settings['moments'].replace('_', ' ')}",
+        "device": f"{world['devices']} x {world['device']} (jax {world['packages']['jax']})",
+        "runs": f"{len(runs)}: {', '.join(settings['methods'])}; seeds {', '.join(map(str, settings['seeds']))}",
+    }
+    facts = Table.grid("", "", padding=(0, 2))
+    facts.columns[0].style = "bold"
+    for name, value in rows.items():
+        if value:
+            facts.add_row(name, value)
+    OUT.print(facts)
+
+    networks = Table("topology", box=None, padding=(0, 2, 0, 0), header_style="bold")
+    networks.columns[0].overflow = "fold"
+    for name in ("rho", "sigma_2", "messages", "connected", "T*"):
+        networks.add_column(name, justify="right", no_wrap=True)
+    for spec, found in manifest["topologies"].items():
+        error = "" if found["rho_is_exact"] else f" ± {found['standard_error']:.3f}"
+        networks.add_row(
+            spec, f"{found['rho']:.3f}{error}", f"{found['sigma_2']:.3f}", f"{found['links']:.1f}",
+            f"{found['connected']:.0%}", str(found["recommended_period"] or "none"),
+        )  # fmt: skip
+    OUT.print(networks)
+    OUT.print(
+        "rho = lambda_max(E[W'W] - J): 0 agrees at once, 1 never. sigma_2 of E[W]. Messages in a round, and share of "
+        "rounds in which they connect all clients. T*: TAD-LoRA's period.",
+        style="dim",
+    )
+
+
+@contextmanager
+def progress(rounds: int) -> Iterator[Callable[[str, int], None]]:
+    """Progress over the rounds of all runs; yields (what runs now, rounds more) -> None.
+
+    A bar on a terminal. In a log, a line now and then, and one at the end.
+    """
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[pace]}")
+    began = said = time.perf_counter()
+    with Progress(*columns, console=OUT, disable=not OUT.is_terminal) as bar:
+        task = bar.add_task("", total=rounds, pace="")
+
+        def moved(what: str, more: int) -> None:
+            nonlocal said
+            bar.update(task, advance=more, description=what)
+            now, done = time.perf_counter(), bar.tasks[0].completed
+            if not done:
+                return
+            rate = done / (now - began)
+            pace = f"{rate:.3g} rounds/s, {_duration((rounds - done) / rate)} left"
+            bar.update(task, pace=pace)
+            if not OUT.is_terminal and (now - said > LOG_SECONDS or done == rounds):
+                said = now
+                OUT.print(f"{done:.0f} of {rounds} rounds, {pace}; {what}", soft_wrap=True)
+
+        yield moved
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{seconds:.0f} s" if seconds < 90 else f"{minutes} min" if minutes < 90 else f"{minutes / 60:.1f} h"
+
+
+@contextmanager
+def compile_time() -> Iterator[Callable[[], float]]:
+    """Seconds that XLA has spent compiling since the block was entered."""
+    spent = [0.0]
+
+    def listen(event: str, duration_secs: float, **_: Any) -> None:
+        if event.endswith("backend_compile_duration"):
+            spent[0] += duration_secs
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield lambda: spent[0]
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+class Recorder:
+    """Writes the rows of one run as the engine stops, and moves the progress bar."""
+
+    def __init__(self, folder: RunFolder, run: Mapping[str, Any], moved: Callable[[str, int], None]):
+        self.folder, self.run, self.moved = folder, run, moved
+        self.began = time.perf_counter()
+        self.totals: dict[str, int] = dict.fromkeys(COUNTS, 0)
+        moved(self.name, 0)
+
+    @property
+    def name(self) -> str:
+        return f"{self.run['method']} on {self.run['topology']}, seed {self.run['seed']}"
+
+    def __call__(self, stop: Stop, scores: Mapping[str, float]) -> None:
+        """A row for every round since the last stop, and one for this stop."""
+        rounds = len(stop.infos.get("loss", ()))
+        loss = None
+        for index in range(rounds):
+            info = {name: values[index].item() for name, values in stop.infos.items()}
+            loss = info.pop("loss")
+            counts = {name: round(info.pop(name)) for name in COUNTS}
+            self.totals = {name: self.totals[name] + counts[name] for name in COUNTS}
+            diagnostics = {name: info.pop(name) for name in DIAGNOSTICS}
+            number = stop.round - rounds + index + 1
+            self.folder.log_round({**self.run, "round": number, "loss": loss, **diagnostics, **counts, **info})
+        seconds = round(time.perf_counter() - self.began, 3)
+        row = {**self.run, "round": stop.round, "loss": loss, **scores, **self.totals, "seconds": seconds}
+        self.folder.log_metrics(row)
+        self.moved(self.name, rounds)
+
+
+def show_summary(summary: report.Summary, folder: Path, compiling: float) -> None:
+    """The closing table, and where the rest lies; `compiling` is in seconds."""
+    table = report.table(summary)
+    table.box, table.padding = box.SIMPLE, (0, 0, 0, 0)  # so that 80 characters hold it
+    for column in table.columns[:2]:
+        column.no_wrap = True
+    OUT.print(table)
+    OUT.print(f"Compiling took {compiling:.0f} s in all. Rows, tables and figures: {folder}", soft_wrap=True)

@@ -1,0 +1,158 @@
+"""An experiment from the command line: prepared and checked as a whole, then simulated and recorded run by run.
+
+`experiments/*.py` call `main` with their presets. A run is one method on one topology with one seed.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdfl import checkpoint, console, report
+from jaxdfl.data import partition
+from jaxdfl.data.batches import plan
+from jaxdfl.data.examples import Examples
+from jaxdfl.diagnostics import average, average_product, diagnose
+from jaxdfl.doctor import NumericsError, check_numerics
+from jaxdfl.metrics import over_clients as score
+from jaxdfl.models.classifier import Classifier, cross_entropy
+from jaxdfl.prepare import Prepared, Run, prepare, seed_keys
+from jaxdfl.protocol import PerBlock
+from jaxdfl.settings import Settings, make_optimizer, make_step_scale, parse
+from jaxdfl.simulate.evaluate import Evaluate, in_batches, make_evaluate
+from jaxdfl.simulate.rounds import init
+from jaxdfl.simulate.run import Advance, Stop, make_advance, simulate
+from jaxdfl.topology import build
+from jaxdfl.topology.spectrum import recommended_period
+from jaxdfl.trackers import environment
+from jaxdfl.trees import stack
+
+CPU_TOKENS = 1024  # of a chunk of clients: more in one product runs out of cache (design, section 5)
+ACCELERATOR_EVAL_BATCH = 64  # examples, for every client at once
+
+_diagnose = jax.jit(diagnose)
+
+
+def main(presets: Mapping[str, Settings], argv: Sequence[str] | None = None) -> int:
+    """Runs an experiment from the command line; the exit code is 2, with one line on stderr, where it cannot start."""
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        settings = parse(presets, argv)
+        check_numerics()
+        prepared = prepare(settings)
+    except (ValueError, OSError, NumericsError) as error:
+        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    execute(prepared, ["python", Path(sys.argv[0]).name, *argv])
+    return 0
+
+
+def execute(prepared: Prepared, command: Sequence[str]) -> report.Summary:
+    """Simulates every run, records it in the run folder under `command`, and prints the table."""
+    settings, corpus, folder = prepared.settings, prepared.corpus, prepared.folder
+    manifest = _manifest(prepared, command)
+    folder.write_manifest(manifest)
+    console.show_setup(manifest)
+
+    length = corpus.train.ids.shape[1]
+    first = prepared.classifier(settings.seeds[0])  # the others differ from it in values alone
+    advance = make_advance(
+        cross_entropy(first), make_optimizer(settings), moments=settings.moments, clip=settings.clip,
+        chunk=settings.client_chunk or _chunk(settings.clients, settings.batch_size * length),
+        step_scale=make_step_scale(settings),
+    )  # fmt: skip
+    on_cpu = jax.default_backend() == "cpu"
+    evaluate = make_evaluate(first.logits, len(corpus.classes), chunk=1 if on_cpu else None)
+    eval_batch = min(len(corpus.validation.labels), max(1, CPU_TOKENS // length) if on_cpu else ACCELERATOR_EVAL_BATCH)
+    train, validation = jax.device_put((corpus.train, in_batches(corpus.validation, eval_batch)))
+    del first  # so that a second seed's weights replace the first's
+
+    with console.progress(len(prepared.runs) * settings.rounds) as moved, console.compile_time() as compiled:
+        for run in prepared.runs:
+            classifier = prepared.classifier(run.seed)
+            record = console.Recorder(folder, run._asdict(), moved)
+            scores = partial(_scores, evaluate, classifier.frozen, validation, corpus.metrics)
+            _simulate(prepared, run, classifier, advance, train, record, scores)
+    summary = report.summarize(folder.path)
+    console.show_summary(summary, folder.path, compiled())
+    return summary
+
+
+def _simulate(
+    prepared: Prepared,
+    run: Run,
+    classifier: Classifier,
+    advance: Advance,
+    train: Examples,
+    record: Callable[[Stop, dict[str, float]], None],
+    scores: Callable[[PerBlock], dict[str, float]],
+) -> None:
+    settings, keys, method = prepared.settings, seed_keys(run.seed), prepared.method(run)
+    parts, topology = prepared.partitions[run.seed], prepared.topologies.get(run.topology)
+    if topology is None:  # pooled
+        parts, topology = [np.sort(np.concatenate(parts))], build("isolated", 1)
+
+    def at_stop(stop: Stop) -> None:
+        blocks = stop.state.blocks
+        record(stop, {**scores(blocks), **{name: float(x) for name, x in _diagnose(blocks).items()}})
+
+    state = simulate(
+        advance, method, topology.network, classifier.frozen,
+        init(keys.rounds, stack(classifier.blocks, len(parts)), method, make_optimizer(settings)), train,
+        lambda rounds: plan(keys.batches, parts, rounds, settings.local_steps, settings.batch_size),
+        rounds=settings.rounds, every=settings.eval_every, stop=at_stop,
+    )  # fmt: skip
+    if settings.checkpoints:
+        name = "-".join((run.method, run.topology, f"seed{run.seed}")).replace("/", "_").replace(":", "_")
+        checkpoint.save(prepared.folder.checkpoints / name, state)
+
+
+def _scores(
+    evaluate: Evaluate, frozen: Any, validation: Examples, metrics: Sequence[str], blocks: PerBlock
+) -> dict[str, float]:
+    """Every metric's columns: the clients and the averaged adapter in one call, the averaged product in another."""
+    with_average = jax.tree.map(lambda x, mean: jnp.concatenate([x, mean]), blocks, average(blocks))
+    counts = np.asarray(evaluate(frozen, with_average, validation))
+    product = np.asarray(evaluate(frozen, average_product(blocks), validation))[0]
+    columns = [score(metric, counts[:-1], counts[-1], product) for metric in metrics]
+    return {name: value for each in columns for name, value in each.items()}
+
+
+def _chunk(clients: int, tokens: int) -> int | None:
+    """Clients trained at a time: on a CPU the largest divisor that keeps to `CPU_TOKENS`, elsewhere all."""
+    if jax.default_backend() != "cpu":
+        return None
+    return max(
+        size for size in range(1, clients + 1) if clients % size == 0 and size * tokens <= max(CPU_TOKENS, tokens)
+    )
+
+
+def _recommended(rho: float) -> int | None:
+    """TAD-LoRA's period on such a network; None where the network never mixes."""
+    try:
+        return recommended_period(rho)
+    except ValueError:
+        return None
+
+
+def _manifest(prepared: Prepared, command: Sequence[str]) -> dict[str, Any]:
+    corpus, labels = prepared.corpus, np.asarray(prepared.corpus.train.labels)
+    return {
+        "command": list(command),
+        "settings": dataclasses.asdict(prepared.settings),
+        "model": {**prepared.weights._asdict(), "dtype": prepared.dtype.name},
+        "data": corpus.identity,
+        "partitions": {seed: partition.describe(parts, labels).tolist() for seed, parts in prepared.partitions.items()},
+        "topologies": {
+            spec: {**found._asdict(), "recommended_period": _recommended(found.rho)}
+            for spec, found in prepared.spectra.items()
+        },
+        "runs": [{**run._asdict(), "period": prepared.periods[run]} for run in prepared.runs],
+        "environment": environment(),
+    }

@@ -1,0 +1,112 @@
+"""Curves over rounds from the rows of a run folder: a panel per topology, a line per method, a band over seeds.
+
+Drawn on Matplotlib's Agg canvas through its object interface, so that no backend or setting of the process changes.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+Rows = Sequence[Mapping[str, Any]]
+
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")  # Okabe and Ito, without yellow
+DASHES = ("-", "--", "-.", ":")  # keeps lines that coincide, as exact zeros do, and grey prints apart
+ACROSS = 4  # panels side by side; more topologies go on below
+DECADES = 7  # shown at most; what is smaller lies between the lowest of them and zero
+MARKED = 30  # up to so many points each gets a dot
+
+
+def draw(
+    path: Path, rows: Rows, quantities: Mapping[str, str], titles: Mapping[str, str], chance: float | None = None
+) -> None:
+    """Writes one figure as PNG.
+
+    Args:
+        quantities: key of a row -> label of the axis; each gets its own panels.
+        titles: topology -> title of its panel, in the order to show.
+        chance: score of a blind guess where the quantities are scores (fractions of 1, drawn in percent); None
+            where they are distances, drawn on a logarithmic axis with room for zero.
+    """
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    across = min(len(titles), ACROSS)
+    down = math.ceil(len(titles) / across)
+    width, height = max(2.9 * across, 4.8) + 0.4, (2.3 if across > 1 else 2.9) * down * len(quantities) + 0.6
+    figure = Figure(figsize=(width, height), dpi=200, layout="constrained")
+    for block, (key, label) in enumerate(quantities.items()):
+        first = None
+        for panel, (topology, title) in enumerate(titles.items()):
+            axes = figure.add_subplot(down * len(quantities), across, block * down * across + panel + 1, sharey=first)
+            first = first or axes
+            for number, method in enumerate(methods):
+                here = [row for row in rows if row["method"] == method and row["topology"] == topology]
+                _line(axes, *over_seeds(here, key), method, number, 1 if chance is None else 100)
+            if chance is None:
+                _log_axis(axes, [row[key] for row in rows if row.get(key) is not None])
+            else:
+                axes.axhline(100 * chance, color="0.6", linewidth=0.8, label="chance")
+            last = block == len(quantities) - 1 and panel + across >= len(titles)
+            _dress(axes, title if block == 0 or down > 1 else "", label if panel % across == 0 else "", last)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    columns = min(len(labels), max(5, 2 * across + 1))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=8.5)
+    figure.savefig(path, metadata={"Software": None})
+
+
+def over_seeds(rows: Rows, key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Rounds [rounds] that every seed has a row for, and the values there [seeds, rounds]; NaN for null."""
+    runs: dict[int, dict[int, float]] = {}
+    for row in rows:
+        value = row.get(key)
+        runs.setdefault(row["seed"], {})[row["round"]] = math.nan if value is None else value
+    rounds = sorted(set.intersection(*map(set, runs.values()))) if runs else []
+    return np.array(rounds), np.array([[run[each] for each in rounds] for run in runs.values()], float)
+
+
+def _line(axes: Axes, rounds: np.ndarray, values: np.ndarray, label: str, number: int, unit: int) -> None:
+    """Mean over seeds, and a band from the lowest to the highest seed."""
+    color, dash = COLORS[number % len(COLORS)], DASHES[number % len(DASHES)]
+    mean = unit * values.mean(0) if values.size else []
+    marker = {"marker": "o", "markersize": 3} if len(rounds) <= MARKED else {}
+    axes.plot(rounds, mean, color=color, linestyle=dash, linewidth=1.5, label=label, **marker)
+    if len(values) > 1:
+        axes.fill_between(rounds, unit * values.min(0), unit * values.max(0), color=color, alpha=0.18, linewidth=0)
+
+
+def _log_axis(axes: Axes, values: Sequence[float]) -> None:
+    """A logarithmic axis over the values; zeros, and what lies `DECADES` below the largest, on a linear piece below."""
+    positive = [value for value in values if value > 0]
+    if not positive:
+        axes.set_ylim(-0.05, 1)  # nothing but zeros: a line on the ground
+        axes.set_yticks([0])
+        return
+    top = math.ceil(math.log10(max(positive)))
+    bottom = max(math.floor(math.log10(min(positive))), top - DECADES)
+    decades = range(bottom, top + 1)
+    thinned = [10.0**exponent for exponent in decades if (top - exponent) % math.ceil(len(decades) / 5) == 0]
+    if min(values) >= 10.0**bottom:
+        axes.set_yscale("log")
+        axes.set_ylim(10.0**bottom, 10.0**top)
+        axes.set_yticks(thinned)
+    else:
+        axes.set_yscale("symlog", linthresh=10.0**bottom, linscale=0.6)
+        axes.set_ylim(-0.25 * 10.0**bottom, 10.0**top)
+        axes.set_yticks([0, *thinned])
+        axes.axhspan(-0.25 * 10.0**bottom, 10.0**bottom, color="0.94", zorder=0)
+    axes.minorticks_off()
+
+
+def _dress(axes: Axes, title: str, label: str, last: bool) -> None:
+    axes.set_title(title, fontsize=10)
+    axes.set_ylabel(label, fontsize=9)
+    axes.set_xlabel("rounds completed" if last else "", fontsize=9)
+    axes.tick_params(labelsize=8, labelleft=bool(label), labelbottom=last)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="0.9", linewidth=0.6)
+    axes.set_axisbelow(True)

@@ -1,0 +1,230 @@
+"""Tables and figures of a run folder, made from its files alone; so they can be made again, later and elsewhere.
+
+For each method on each topology: the last evaluated round of each seed, then mean and standard deviation over seeds
+(dividing by n - 1). Seeds are shared by all methods, so methods are compared by the difference within each seed.
+"""
+
+import csv
+import io
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from rich.table import Table
+
+from jaxdfl import figures
+from jaxdfl.trackers import read_manifest, read_rows
+
+Row = Mapping[str, Any]
+
+IDENTITY = ("method", "topology", "seed", "round")  # of a row; every other key is a quantity
+FIRST_CHOICE = "dec_lora"  # baseline, where it was run
+FIGURES = {
+    "accuracy": {"accuracy_mean": "mean accuracy (%)"},
+    "cross_term": {"cross_term": "cross term"},
+    "disagreement": {
+        "disagreement_a": "disagreement of A",
+        "disagreement_b": "disagreement of B",
+        "disagreement_product": "disagreement of BA",
+        "disagreement_head": "disagreement of head",
+    },
+}
+
+
+class Estimate(NamedTuple):
+    """A quantity over seeds."""
+
+    mean: float
+    deviation: float | None  # standard deviation over seeds, n - 1; None for one seed
+
+
+class Line(NamedTuple):
+    """One method on one topology, over its seeds."""
+
+    method: str
+    topology: str
+    seeds: int
+    rounds: str  # last evaluated: "50", or "40-50" where the seeds differ
+    values: dict[str, Estimate]
+    gain: Estimate | None  # mean accuracy above the baseline's, paired by seed; None for the baseline, or without one
+
+
+class Summary(NamedTuple):
+    """A run folder in numbers."""
+
+    manifest: dict[str, Any]
+    baseline: str
+    lines: tuple[Line, ...]  # by topology, then by method, each in the order of the rows
+
+
+def summarize(folder: str | os.PathLike[str]) -> Summary:
+    """Reads a run folder and writes its summary.csv, summary.md and figures/*.png (replacing older ones).
+
+    Raises:
+        ValueError: a file is missing, empty or broken (see `jaxdfl.trackers`).
+    """
+    folder = Path(folder)
+    manifest, rows = read_manifest(folder), read_rows(folder / "metrics.jsonl")
+    if not rows:
+        raise ValueError(f"{folder / 'metrics.jsonl'} holds no rows; the run has not evaluated anything yet.")
+    summary = _summary(manifest, rows)
+    (folder / "summary.csv").write_text(_csv(summary), encoding="utf-8")
+    (folder / "summary.md").write_text(_markdown(summary), encoding="utf-8")
+    _draw(folder / "figures", summary, rows, read_rows(folder / "rounds.jsonl"))
+    return summary
+
+
+def table(summary: Summary) -> Table:
+    """The summary for a terminal."""
+    headers, lines = _cells(summary)
+    made = Table(*headers, caption=". ".join(_facts(summary)), caption_justify="left")
+    for above, line in zip([None, *lines], lines, strict=False):
+        if above and above[0] != line[0]:
+            made.add_section()
+        made.add_row(*line)
+    return made
+
+
+def _summary(manifest: dict[str, Any], rows: Sequence[Row]) -> Summary:
+    last: dict[tuple[str, str], dict[int, Row]] = {}  # (topology, method) -> seed -> its last row
+    for row in sorted(rows, key=lambda row: row["round"]):
+        last.setdefault((row["topology"], row["method"]), {})[row["seed"]] = row
+    topologies = list(dict.fromkeys(row["topology"] for row in rows))
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    baseline = FIRST_CHOICE if FIRST_CHOICE in methods else methods[0]
+    lines = []
+    for topology in topologies:
+        for method in methods:
+            if (topology, method) not in last:
+                continue
+            runs, others = last[topology, method], last.get((topology, baseline), {})
+            quantities = [key for key in next(iter(runs.values())) if key not in IDENTITY]
+            shared = [seed for seed in runs if seed in others] if method != baseline else []
+            gains = [_number(runs[s], "accuracy_mean") - _number(others[s], "accuracy_mean") for s in shared]
+            rounds = sorted({row["round"] for row in runs.values()})
+            lines.append(
+                Line(
+                    method,
+                    topology,
+                    len(runs),
+                    str(rounds[0]) if len(rounds) == 1 else f"{rounds[0]}-{rounds[-1]}",
+                    {key: _estimate([_number(row, key) for row in runs.values()]) for key in quantities},
+                    _estimate(gains) if gains else None,
+                )
+            )
+    return Summary(manifest, baseline, tuple(lines))
+
+
+def _number(row: Row, key: str) -> float:
+    """The value; NaN where it is null or absent."""
+    return math.nan if row.get(key) is None else float(row[key])
+
+
+def _estimate(values: Sequence[float]) -> Estimate:
+    return Estimate(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None)
+
+
+def _facts(summary: Summary) -> list[str]:
+    """What a reader must know beside the numbers, one sentence each, without its full stop."""
+    model, data = summary.manifest["model"], summary.manifest["data"]
+    chance, most = 100 / data["classes"], max(line.seeds for line in summary.lines)
+    rounds = {line.rounds for line in summary.lines}
+    when = f"after {rounds.pop()} rounds" if len(rounds) == 1 else "at the last evaluated round"
+    spread = f"{most} seeds: mean ± standard deviation over seeds (n - 1)" if most > 1 else "One seed, so no spread"
+    return [
+        f"Model: {model['name']}",
+        f"Data: {data['task']} from {data['source']}, {data['classes']} classes; chance level {chance:.1f} %",
+        *(each["note"].rstrip(".") for each in (model, data) if each.get("note")),
+        f"{spread}, {when}; worst client: the lowest accuracy among the clients",
+        f"vs {summary.baseline}: difference in accuracy within each seed, in percentage points",
+    ]
+
+
+def _cells(summary: Summary) -> tuple[list[str], list[list[str]]]:
+    """Headers and rows of the table, as text."""
+    scores = {"worst client %": "accuracy_worst", "average model %": "accuracy_average_model"}
+    means = [key for key in summary.lines[0].values if key.endswith("_mean") and key != "accuracy_mean"]
+    scores |= {f"{key.removesuffix('_mean')} %": key for key in means}  # F1 and the like, where the task has them
+    versus = f"vs {summary.baseline}"
+    headers = ["topology", "method", "T", "round", "seeds", "accuracy %", versus, *scores, "cross term", "sent"]
+    periods = {(run["topology"], run["method"]): run.get("period") for run in summary.manifest.get("runs", ())}
+    cells = [
+        [
+            line.topology,
+            line.method,
+            str(periods.get((line.topology, line.method)) or ""),
+            line.rounds,
+            str(line.seeds),
+            _text(line.values.get("accuracy_mean")),
+            _text(line.gain, "+.1f"),
+            *(_text(line.values.get(key)) for key in scores.values()),
+            _text(line.values.get("cross_term"), ".1e", unit=1),
+            _size(line.values.get("bytes")),
+        ]
+        for line in summary.lines
+    ]
+    stated = ("round", "seeds")  # by the facts, unless they differ from line to line
+    kept = [
+        column
+        for column in zip(headers, *cells, strict=True)
+        if any(column[1:]) and (column[0] not in stated or len(set(column)) > 2)
+    ]
+    headers, *cells = map(list, zip(*kept, strict=True))
+    return headers, cells
+
+
+def _text(estimate: Estimate | None, form: str = ".1f", unit: int = 100) -> str:
+    """`78.3 ± 0.6`; nothing where there is no estimate, n/a where it is not a number."""
+    if estimate is None or math.isnan(estimate.mean):
+        return "" if estimate is None else "n/a"
+    mean, deviation = ("0" if not value else format(unit * value, form) for value in estimate)
+    return mean if estimate.deviation is None else f"{mean} ± {deviation.lstrip('+')}"
+
+
+def _size(estimate: Estimate | None) -> str:
+    """Bytes in powers of 1000, as networks count them."""
+    if estimate is None or math.isnan(estimate.mean):
+        return ""
+    power = min(int(math.log10(max(estimate.mean, 1)) // 3), 4)
+    return f"{estimate.mean / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
+
+
+def _markdown(summary: Summary) -> str:
+    headers, lines = _cells(summary)
+    rule = ["---" if header in ("topology", "method") else "---:" for header in headers]
+    text = ["# Summary", "", *(f"- {fact}." for fact in _facts(summary)), ""]
+    text += ["| " + " | ".join(line) + " |" for line in (headers, rule, *lines)]
+    text += ["", *(f"![{name}](figures/{name}.png)" for name in FIGURES), ""]
+    text.append(
+        "Lines: mean over seeds. Bands: from the lowest to the highest seed. Grey ground: a linear scale down to 0.\n"
+    )
+    text.append(f"Made by jaxdfl {summary.manifest['jaxdfl']} from manifest.json, metrics.jsonl and rounds.jsonl.")
+    return "\n".join(text) + "\n"
+
+
+def _csv(summary: Summary) -> str:
+    """A line for each method on each topology; every quantity with its standard deviation over seeds as `<key>_sd`."""
+    keys = list(dict.fromkeys(key for line in summary.lines for key in line.values))
+    gain = f"accuracy_over_{summary.baseline}"
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["method", "topology", "seeds", "round", *(n for key in (*keys, gain) for n in (key, f"{key}_sd"))])
+    for line in summary.lines:
+        estimates = [*(line.values.get(key) for key in keys), line.gain]
+        numbers = [number for estimate in estimates for number in (estimate or (None, None))]
+        writer.writerow([line.method, line.topology, line.seeds, line.rounds, *numbers])
+    return text.getvalue()
+
+
+def _draw(folder: Path, summary: Summary, metrics: Sequence[Row], rounds: Sequence[Row]) -> None:
+    topologies = dict.fromkeys(line.topology for line in summary.lines)
+    rho = {spec: summary.manifest["topologies"].get(spec, {}).get("rho") for spec in topologies}
+    titles = {spec: spec if value is None else f"{spec}  ($\\rho$ = {value:.2g})" for spec, value in rho.items()}
+    folder.mkdir(exist_ok=True)
+    for name, labels in FIGURES.items():
+        rows, chance = (metrics, 1 / summary.manifest["data"]["classes"]) if name == "accuracy" else (rounds, None)
+        moving = {key: label for key, label in labels.items() if any(row.get(key) for row in rows)}  # not 0 throughout
+        figures.draw(folder / f"{name}.png", rows, moving or dict([next(iter(labels.items()))]), titles, chance)

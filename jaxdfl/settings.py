@@ -1,0 +1,194 @@
+"""Settings of an experiment: typed, few, checked before anything is computed; and the presets they start from."""
+
+import contextlib
+import difflib
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Literal
+
+import optax
+import tyro
+
+from jaxdfl import methods
+from jaxdfl.data.tasks import TASKS
+
+OPTIMIZERS = {"adamw": optax.adamw, "adam": optax.adam, "sgd": optax.sgd, "lion": optax.lion}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Decentralised LoRA fine-tuning: methods x topologies x seeds, on one task. Defaults are the preset's."""
+
+    preset: str
+    """Where the defaults below come from."""
+    task: str
+    """mnli, sst2, qnli, qqp, rte, mrpc, cola, rotten_tomatoes (from a package) or natural_logic (generated)."""
+    weights: str
+    """`demo` (all-MiniLM-L6-v2 from the demo extra), a local folder in Hugging Face layout, or a hub id."""
+    methods: tuple[str, ...]
+    """For example `dec_lora`, `tad_lora:5` (period 5) or `tad_lora` (period from the topology)."""
+    topologies: tuple[str, ...]
+    """For example `ring`, `complete`, `erdos_renyi:0.1` (each edge active with p = 0.1 each round), `w.npy`."""
+    seeds: tuple[int, ...] = (0,)
+    """Each seeds partition, batches, graphs, head and factors; all methods share them, so compare by seed."""
+    clients: int = 10
+    partition: str = "paper"
+    """`paper` (its label mixtures), `dirichlet:ALPHA`, `shards:N`, `quantity:P1,P2,...` or `iid`."""
+    rounds: int = 150
+    local_steps: int = 20
+    """Optimizer steps of each client in each round."""
+    batch_size: int = 32
+    """Examples of one client in one step."""
+    learning_rate: float = 5e-4
+    learning_rate_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Over rounds; linear and cosine end at zero."""
+    optimizer: Literal["adamw", "adam", "sgd", "lion"] = "adamw"
+    weight_decay: float = 0.0
+    """Of adamw and lion."""
+    clip: float | None = None
+    """Largest gradient norm of one client; None does not clip."""
+    moments: Literal["kept", "reset_each_round", "reset_at_switch"] = "kept"
+    """Optimizer moments from round to round."""
+    rank: int = 8
+    alpha: float = 16.0
+    """The adapter's scale is alpha / rank."""
+    lora_dropout: float = 0.0
+    targets: tuple[str, ...] = ("query", "value")
+    """Regular expressions of the linear layers that get adapters."""
+    head: Literal["frozen", "trained"] = "frozen"
+    """A frozen head is random, common to all clients, and fixed by the seed."""
+    max_length: int = 128
+    """Tokens of a pair; longer ones are cut."""
+    data_dir: str | None = None
+    """Folder with TASK/SPLIT.jsonl (or csv, parquet, GLUE's tsv); None loads GLUE from the hub."""
+    train_examples: int | None = None
+    """Random part of the training split; None takes all."""
+    eval_examples: int | None = None
+    """Random part of the validation split; None takes all."""
+    eval_every: int = 10
+    """Rounds between evaluations."""
+    mixing_rule: Literal["metropolis_hastings", "laplacian", "max_degree", "uniform"] = "metropolis_hastings"
+    """From a graph to doubly stochastic weights."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the frozen backbone's arithmetic; auto is bfloat16 on accelerators. Factors and mixing are float32."""
+    client_chunk: int | None = None
+    """Clients trained at a time; None chooses by the device. Changes speed and memory, not the result."""
+    out: str | None = None
+    """Run folder; None makes a new one under runs/."""
+    overwrite: bool = False
+    """Replace what an earlier run left in --out."""
+    checkpoints: bool = True
+    """Save each run's final state."""
+
+
+def parse(presets: Mapping[str, Settings], argv: Sequence[str]) -> Settings:
+    """The command line over a preset (the first one unless `--preset` names another).
+
+    `--help` prints and exits, as tyro does it. What tyro says of mistakes in a box becomes one line.
+
+    Raises:
+        ValueError: unknown preset or option, a value of the wrong type, or a setting out of range.
+    """
+    name = next(iter(presets))
+    for position, word in enumerate(argv):
+        if word == "--preset" and position + 1 < len(argv):
+            name = argv[position + 1]
+        elif word.startswith("--preset="):
+            name = word.partition("=")[2]
+    if name not in presets:
+        raise ValueError(f"unknown preset {name!r}.{closest(name, list(presets))} Known: {', '.join(presets)}.")
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            settings, unknown = tyro.cli(
+                Settings, args=list(argv), default=presets[name], description=_describe(presets),
+                return_unknown_args=True,
+            )  # fmt: skip
+    except SystemExit as stop:
+        if not stop.code:  # --help
+            raise
+        raise ValueError(_unboxed(said.getvalue())) from None
+    if unknown:
+        flags = [_flag(field.name) for field in fields(Settings)]
+        raise ValueError(f"unknown option {unknown[0]!r}.{closest(unknown[0], flags)} See --help for all of them.")
+    check(settings)
+    return settings
+
+
+def check(settings: Settings) -> None:
+    """Refuses what can be refused without loading anything.
+
+    Raises:
+        ValueError: names the first bad setting, its value and the remedy.
+    """
+    for name in ("methods", "topologies", "seeds", "targets"):
+        values = getattr(settings, name)
+        if not values:
+            raise ValueError(f"`--{name}` is empty; name at least one.")
+        if len(set(values)) < len(values):
+            raise ValueError(f"`--{name}` names one twice: {' '.join(map(str, values))}.")
+    if settings.task not in TASKS:
+        hint = closest(settings.task, list(TASKS))
+        raise ValueError(f"unknown task {settings.task!r}.{hint} Known: {', '.join(TASKS)}.")
+    for spec in settings.methods:
+        methods.parse(spec)
+    at_least_one = ["clients", "rounds", "local_steps", "batch_size", "rank", "eval_every", "client_chunk"]
+    for name in [*at_least_one, "train_examples", "eval_examples"]:
+        value = getattr(settings, name)
+        if value is not None and value < 1:
+            raise ValueError(f"`{_flag(name)}` must be at least 1, got {value}.")
+    for name in ("learning_rate", "alpha", "clip"):
+        value = getattr(settings, name)
+        if value is not None and not 0 < value < float("inf"):
+            raise ValueError(f"`{_flag(name)}` must be a positive number, got {value}.")
+    for name, below in (("weight_decay", float("inf")), ("lora_dropout", 1.0)):
+        if not 0 <= getattr(settings, name) < below:
+            raise ValueError(f"`{_flag(name)}` must lie in [0, {below}), got {getattr(settings, name)}.")
+    if any(not 0 <= seed < 2**32 for seed in settings.seeds):
+        raise ValueError(f"`--seeds` must lie in [0, 2^32), got {' '.join(map(str, settings.seeds))}.")
+    for pattern in settings.targets:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"`--targets`: {pattern!r} is no regular expression ({error}).") from None
+    if settings.max_length < 8:
+        raise ValueError(f"`--max-length` must be at least 8 tokens, got {settings.max_length}.")
+
+
+def closest(name: str, known: Sequence[str]) -> str:
+    """A hint for a misspelt name, or the empty string."""
+    match = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
+    return f" Did you mean {match[0]!r}?" if match else ""
+
+
+def make_optimizer(settings: Settings) -> optax.GradientTransformation:
+    """The optax optimizer that every block of every client gets."""
+    decay = {"weight_decay": settings.weight_decay} if settings.optimizer in ("adamw", "lion") else {}
+    return OPTIMIZERS[settings.optimizer](settings.learning_rate, **decay)
+
+
+def make_step_scale(settings: Settings) -> Callable | None:
+    """The learning-rate schedule as a factor by round, or None where it is constant."""
+    if settings.learning_rate_schedule == "linear":
+        return optax.linear_schedule(1.0, 0.0, settings.rounds)
+    if settings.learning_rate_schedule == "cosine":
+        return optax.cosine_decay_schedule(1.0, settings.rounds)
+    return None
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _describe(presets: Mapping[str, Settings]) -> str:
+    lines = [f"  {name}: {p.weights}, {p.task}, {' '.join(p.topologies)}" for name, p in presets.items()]
+    return (Settings.__doc__ or "") + "\n\nPresets (--preset NAME):\n" + "\n".join(lines)
+
+
+def _unboxed(text: str) -> str:
+    """What tyro says in a box on several lines, up to the first rule: one line."""
+    lines = [line.strip("│ ") for line in text.splitlines() if not line.startswith(("╭", "╰"))]
+    rule = next((place for place, line in enumerate(lines) if line.startswith("─")), len(lines))
+    return " ".join(" ".join(lines[:rule]).split()).partition(" Got errors:")[0]
