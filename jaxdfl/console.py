@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import jax.monitoring
-from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
@@ -148,9 +147,5 @@ class Recorder:
 
 def show_summary(summary: report.Summary, folder: Path, compiling: float) -> None:
     """The closing table, and where the rest lies; `compiling` is in seconds."""
-    table = report.table(summary)
-    table.box, table.padding = box.SIMPLE, (0, 0, 0, 0)  # so that 80 characters hold it
-    for column in table.columns[:2]:
-        column.no_wrap = True
-    OUT.print(table)
+    OUT.print(report.table(summary))
     OUT.print(f"Compiling took {compiling:.0f} s in all. Rows, tables and figures: {folder}", soft_wrap=True)

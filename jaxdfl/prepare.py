@@ -22,6 +22,7 @@ from jaxdfl.data.tasks import TASKS, Texts
 from jaxdfl.data.tokenize import encode
 from jaxdfl.methods import METHODS, POOLED
 from jaxdfl.models.classifier import Classifier, adapt
+from jaxdfl.models.encoder import EncoderClassifier
 from jaxdfl.models.pretrained import Weights, load
 from jaxdfl.models.sources import demo_weights, locate
 from jaxdfl.protocol import Method
@@ -110,7 +111,12 @@ def prepare(settings: Settings) -> Prepared:
     source = demo_weights() if settings.weights == "demo" else settings.weights
     on_cpu = jax.default_backend() == "cpu"
     dtype = jnp.dtype(settings.dtype if settings.dtype != "auto" else "float32" if on_cpu else "bfloat16")
-    model, weights = load(source, len(task.labels), seed_keys(settings.seeds[0]).head, dtype)
+
+    @lru_cache(maxsize=1)  # one seed's weights are held at a time
+    def loaded(seed: int) -> tuple[EncoderClassifier, Weights]:
+        return load(source, len(task.labels), seed_keys(seed).head, dtype)
+
+    model, weights = loaded(settings.seeds[0])
     corpus = _encode(settings, locate(source)[0], train, validation)
     largest = max(split.ids.max() for split in (corpus.train, corpus.validation))
     if largest >= model.config.vocabulary:
@@ -119,13 +125,11 @@ def prepare(settings: Settings) -> Prepared:
             "take weights and tokenizer from the same model."
         )
 
-    @lru_cache(maxsize=1)  # one set of weights is held at a time
+    @lru_cache(maxsize=1)
     def classifier(seed: int) -> Classifier:
-        keys = seed_keys(seed)
-        own = model if seed == settings.seeds[0] else load(source, len(task.labels), keys.head, dtype)[0]
         return adapt(
-            own, keys.factors, rank=settings.rank, alpha=settings.alpha, dropout=settings.lora_dropout,
-            targets=settings.targets, train_head=settings.head == "trained",
+            loaded(seed)[0], seed_keys(seed).factors, rank=settings.rank, alpha=settings.alpha,
+            dropout=settings.lora_dropout, targets=settings.targets, train_head=settings.head == "trained",
         )  # fmt: skip
 
     first = classifier(settings.seeds[0])

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from rich import box
 from rich.table import Table
 
 from jaxdfl import figures
@@ -80,7 +81,9 @@ def summarize(folder: str | os.PathLike[str]) -> Summary:
 def table(summary: Summary) -> Table:
     """The summary for a terminal."""
     headers, lines = _cells(summary)
-    made = Table(*headers, caption=". ".join(_facts(summary)), caption_justify="left")
+    made = Table(*headers, caption=". ".join(_facts(summary)), caption_justify="left", box=box.SIMPLE, padding=0)
+    for column in made.columns[:2]:  # topology and method
+        column.no_wrap = True
     for above, line in zip([None, *lines], lines, strict=False):
         if above and above[0] != line[0]:
             made.add_section()

@@ -21,8 +21,8 @@ class Known(NamedTuple):
 KNOWN = {
     DEMO_SHA256: Known(
         "all-MiniLM-L6-v2",
-        "It saw SNLI, MultiNLI and QQP in its contrastive training, so scores on MNLI and QQP are not scores on unseen "
-        "data. SST-2, QNLI, RTE and MRPC are not among its training sets.",
+        "This model saw SNLI, MultiNLI and QQP in its contrastive training, so scores on MNLI and QQP are not scores "
+        "on unseen data. SST-2, QNLI, RTE and MRPC are not among its training sets.",
     )
 }
 _WANTED = (  # from a hub repository: no code, nothing pickled
