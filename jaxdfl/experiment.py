@@ -4,6 +4,8 @@
 """
 
 import dataclasses
+import math
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -19,7 +21,7 @@ from jaxdfl.data import partition
 from jaxdfl.data.batches import plan
 from jaxdfl.data.examples import Examples
 from jaxdfl.diagnostics import average, average_product, diagnose
-from jaxdfl.doctor import NumericsError, check_numerics
+from jaxdfl.doctor import check_numerics
 from jaxdfl.metrics import over_clients as score
 from jaxdfl.models.classifier import Classifier, cross_entropy
 from jaxdfl.prepare import Prepared, Run, prepare, seed_keys
@@ -33,8 +35,9 @@ from jaxdfl.topology.spectrum import recommended_period
 from jaxdfl.trackers import environment
 from jaxdfl.trees import stack
 
-CPU_TOKENS = 1024  # of a chunk of clients: more in one product runs out of cache (design, section 5)
-ACCELERATOR_EVAL_BATCH = 64  # examples, for every client at once
+CPU_TOKENS = 1024  # at once: a larger product runs out of cache (measured, design section 5)
+ACCELERATOR_TOKENS = 65536  # at once: ten clients of 32 x 128 tokens of RoBERTa-large are 41k, and 44 GB by arithmetic
+EVAL_BATCH = 64  # examples of one client at once, at most
 
 _diagnose = jax.jit(diagnose)
 
@@ -46,7 +49,7 @@ def main(presets: Mapping[str, Settings], argv: Sequence[str] | None = None) -> 
         settings = parse(presets, argv)
         check_numerics()
         prepared = prepare(settings)
-    except (ValueError, OSError, NumericsError) as error:
+    except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: bad numerics, or jax without its device
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         return 2
     execute(prepared, ["python", Path(sys.argv[0]).name, *argv])
@@ -61,15 +64,17 @@ def execute(prepared: Prepared, command: Sequence[str]) -> report.Summary:
     console.show_setup(manifest)
 
     length = corpus.train.ids.shape[1]
+    tokens = CPU_TOKENS if jax.default_backend() == "cpu" else ACCELERATOR_TOKENS
     first = prepared.classifier(settings.seeds[0])  # the others differ from it in values alone
     advance = make_advance(
         cross_entropy(first), make_optimizer(settings), moments=settings.moments, clip=settings.clip,
-        chunk=settings.client_chunk or _chunk(settings.clients, settings.batch_size * length),
+        chunk=settings.client_chunk or _chunk(settings.clients, tokens // (settings.batch_size * length)),
         step_scale=make_step_scale(settings),
     )  # fmt: skip
-    on_cpu = jax.default_backend() == "cpu"
-    evaluate = make_evaluate(first.logits, len(corpus.classes), chunk=1 if on_cpu else None)
-    eval_batch = min(len(corpus.validation.labels), max(1, CPU_TOKENS // length) if on_cpu else ACCELERATOR_EVAL_BATCH)
+    eval_length = corpus.validation.ids.shape[1]
+    eval_batch = max(1, min(EVAL_BATCH, tokens // eval_length, len(corpus.validation.labels)))
+    eval_chunk = settings.client_chunk or max(1, tokens // (eval_batch * eval_length))
+    evaluate = make_evaluate(first.logits, len(corpus.classes), chunk=eval_chunk)
     train, validation = jax.device_put((corpus.train, in_batches(corpus.validation, eval_batch)))
     del first  # so that a second seed's weights replace the first's
 
@@ -109,7 +114,8 @@ def _simulate(
         rounds=settings.rounds, every=settings.eval_every, stop=at_stop,
     )  # fmt: skip
     if settings.checkpoints:
-        name = "-".join((run.method, run.topology, f"seed{run.seed}")).replace("/", "_").replace(":", "_")
+        number = prepared.runs.index(run)  # since two specs may look alike as file names
+        name = re.sub(r"[^\w.-]", "_", f"{number:03d}-{run.method}-{run.topology}-seed{run.seed}")
         checkpoint.save(prepared.folder.checkpoints / name, state)
 
 
@@ -124,13 +130,10 @@ def _scores(
     return {name: value for each in columns for name, value in each.items()}
 
 
-def _chunk(clients: int, tokens: int) -> int | None:
-    """Clients trained at a time: on a CPU the largest divisor that keeps to `CPU_TOKENS`, elsewhere all."""
-    if jax.default_backend() != "cpu":
-        return None
-    return max(
-        size for size in range(1, clients + 1) if clients % size == 0 and size * tokens <= max(CPU_TOKENS, tokens)
-    )
+def _chunk(clients: int, fit: int) -> int:
+    """Clients trained at a time: no more than `fit`, but at least 1, in chunks as equal as can be."""
+    chunks = math.ceil(clients / max(1, fit))
+    return math.ceil(clients / chunks)
 
 
 def _recommended(rho: float) -> int | None:

@@ -36,13 +36,19 @@ def over_clients(name: str, clients: np.ndarray, average_model: np.ndarray, aver
     """A metric's columns of a row, from confusion counts.
 
     `clients` is [clients, classes, classes], the other two [classes, classes]: mean, worst and (population) standard
-    deviation over the clients, and the score of the averaged adapter and of the averaged product.
+    deviation over the clients, and the score of the averaged adapter and of the averaged product. Without any counts (a
+    model that diverged) a score is NaN.
     """
-    scores = METRICS[name](clients)
+    scores = _score(name, clients)
     return {
         f"{name}_mean": float(scores.mean()),
         f"{name}_worst": float(scores.min()),
         f"{name}_std": float(scores.std()),
-        f"{name}_average_model": float(METRICS[name](average_model)),
-        f"{name}_average_product": float(METRICS[name](average_product)),
+        f"{name}_average_model": float(_score(name, average_model)),
+        f"{name}_average_product": float(_score(name, average_product)),
     }
+
+
+def _score(name: str, confusion: np.ndarray) -> Scores:
+    with np.errstate(invalid="ignore"):
+        return np.where(confusion.sum((-2, -1)) > 0, METRICS[name](confusion), np.nan)

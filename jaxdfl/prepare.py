@@ -130,11 +130,14 @@ def prepare(settings: Settings) -> Prepared:
         return adapt(
             loaded(seed)[0], seed_keys(seed).factors, rank=settings.rank, alpha=settings.alpha,
             dropout=settings.lora_dropout, targets=settings.targets, train_head=settings.head == "trained",
+            # Elsewhere products of float32 take fewer bits (TF32, bfloat16), which would round small updates off a
+            # merged kernel; and a kernel for each client is much memory.
+            merged=None if on_cpu else False,
         )  # fmt: skip
 
     first = classifier(settings.seeds[0])
-    one = jax.tree.map(lambda x: x[:1], corpus.train)
-    jax.eval_shape(first.logits, first.frozen, first.blocks, one, None)  # refuses sentences too long for the model
+    for split in (corpus.train, corpus.validation):  # refuses sentences too long for the model
+        jax.eval_shape(first.logits, first.frozen, first.blocks, jax.tree.map(lambda x: x[:1], split), None)
     return Prepared(
         settings, runs, topologies, spectra, periods, corpus, partitions, classifier, weights, dtype,
         RunFolder(out, settings.overwrite),

@@ -32,7 +32,8 @@ class Settings:
     topologies: tuple[str, ...]
     """For example `ring`, `complete`, `erdos_renyi:0.1` (each edge active with p = 0.1 each round), `w.npy`."""
     seeds: tuple[int, ...] = (0,)
-    """Each seeds partition, batches, graphs, head and factors; all methods share them, so compare by seed."""
+    """Each seeds partition, batches, links of a round, head and factors; all methods share them, so compare by seed.
+    Graphs drawn once for all rounds, such as `random_regular:4`, take the first seed."""
     clients: int = 10
     partition: str = "paper"
     """`paper` (its label mixtures), `dirichlet:ALPHA`, `shards:N`, `quantity:P1,P2,...` or `iid`."""
@@ -43,7 +44,7 @@ class Settings:
     """Examples of one client in one step."""
     learning_rate: float = 5e-4
     learning_rate_schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """Over rounds; linear and cosine end at zero."""
+    """Over rounds; linear and cosine fall towards zero."""
     optimizer: Literal["adamw", "adam", "sgd", "lion"] = "adamw"
     weight_decay: float = 0.0
     """Of adamw and lion."""
@@ -74,7 +75,7 @@ class Settings:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the frozen backbone's arithmetic; auto is bfloat16 on accelerators. Factors and mixing are float32."""
     client_chunk: int | None = None
-    """Clients trained at a time; None chooses by the device. Changes speed and memory, not the result."""
+    """Clients trained and evaluated at a time; None chooses by the device. Changes speed and memory, not the result."""
     out: str | None = None
     """Run folder; None makes a new one under runs/."""
     overwrite: bool = False

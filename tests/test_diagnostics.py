@@ -104,6 +104,21 @@ def test_disagreement_of_products_does_not_see_a_clients_choice_of_factors():
     assert abs(disagreement(turned.a) / disagreement(BLOCKS.a) - 1) > 0.01
 
 
+def test_a_small_disagreement_of_large_products_is_not_lost_in_rounding():
+    """Clients apart by 1e-6 of their products: products subtracted from one another in float32 miss it by 2e-4."""
+    near = toy.blocks(spread=0.0)
+    draw = np.random.default_rng(0)
+    a, b = (
+        {
+            path: jnp.float32(1000 + draw.normal(size=x.shape[1:]) + 2**-9 * draw.normal(size=x.shape))
+            for path, x in block.items()
+        }
+        for block in (near.a, near.b)
+    )
+    blocks = PerBlock(a, b, {})
+    np.testing.assert_allclose(product_disagreement(blocks), spread_of(products(blocks)), rtol=1e-5)
+
+
 def test_the_average_is_one_client_with_the_mean_of_every_block():
     for mean, leaf in zip(jax.tree.leaves(average(BLOCKS)), jax.tree.leaves(BLOCKS), strict=True):
         assert mean.shape == (1, *leaf.shape[1:])

@@ -123,8 +123,8 @@ def test_a_run_folder_holds_manifest_rows_summary_figures_and_checkpoints(two_me
     expected = {"manifest.json", "metrics.jsonl", "rounds.jsonl", "summary.csv", "summary.md"}
     assert expected | {f"figures/{name}.png" for name in ("accuracy", "cross_term", "disagreement")} <= files
     names = {path.name for path in (folder / "checkpoints").iterdir()}
-    expected = {f"{m}-{t}-seed0" for m in ("dec_lora", "tad_lora") for t in ("ring", "erdos_renyi_0.5")}
-    assert names == expected
+    runs = [f"{m}-{t}-seed0" for m in ("dec_lora", "tad_lora") for t in ("ring", "erdos_renyi_0.5")]
+    assert names == {f"{number:03d}-{run}" for number, run in enumerate(runs)}
 
 
 def test_a_row_of_metrics_has_the_keys_of_the_design_in_every_evaluated_round(two_methods):
@@ -362,9 +362,10 @@ def test_a_folder_of_weights_that_cannot_serve_is_refused(spoil, words, preset, 
     assert not (tmp_path / "run").exists()
 
 
-def test_sentences_too_long_for_the_model_are_refused(preset, data, tmp_path, capsys):
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_sentences_too_long_for_the_model_are_refused(split, preset, data, tmp_path, capsys):
     shutil.copytree(data / "sst2", tmp_path / "data" / "sst2")
-    path = tmp_path / "data" / "sst2" / "train.jsonl"
+    path = tmp_path / "data" / "sst2" / f"{split}.jsonl"
     path.write_text(path.read_text() + json.dumps({"sentence": "film " * 40, "label": 1}) + "\n")
     argv = ["--data-dir", str(tmp_path / "data"), "--max-length", "64", "--out", str(tmp_path / "run")]
     assert f"the model takes {POSITIONS}" in refused(capsys, {"tiny": preset}, argv)

@@ -84,3 +84,11 @@ def test_a_row_has_mean_worst_and_population_deviation_over_clients():
     assert list(row) == list(expected)
     assert all(type(value) is float for value in row.values())
     np.testing.assert_allclose(list(row.values()), list(expected.values()))
+
+
+def test_a_model_without_counts_has_no_score():
+    """It diverged: NaN, which the run folder writes as null, and not the 0 or the chance level of a guesser."""
+    none, some = np.zeros((2, 2), int), np.eye(2, dtype=int)
+    row = over_clients("f1", np.stack([none, some]), some, none)
+    assert np.isnan([row["f1_mean"], row["f1_worst"], row["f1_average_product"]]).all()
+    assert row["f1_average_model"] == 1

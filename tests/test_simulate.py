@@ -169,3 +169,22 @@ def test_evaluation_counts_every_example_once_however_it_is_batched(batch_size, 
         np.add.at(expected[client], (points.labels, predicted), 1)
     np.testing.assert_array_equal(found, expected)
     assert (found.sum((1, 2)) == 10).all()
+
+
+def test_a_client_that_diverged_has_no_counts_rather_than_a_guessers():
+    points = Points(np.ones((5, 4), np.float32), np.zeros(5, np.int32))
+    bias = jnp.array([[0.0, 0.0, 0.0], [jnp.nan, 0.0, 0.0]])
+    counts = make_evaluate(linear, 3)(jnp.zeros((4, 3)), PerBlock({}, {}, {"bias": bias}), in_batches(points, 2))
+    assert counts.sum((1, 2)).tolist() == [5, 0]
+
+
+def test_a_mixer_may_begin_with_the_blocks_themselves_and_the_key_stays_the_callers():
+    """A copy that a client caches of its own blocks must not share their buffers: the state is donated."""
+    key, mixer = jax.random.key(0), METHOD.mixer._replace(init=lambda blocks: blocks)
+    method = METHOD._replace(mixer=mixer)
+    state = init(key, toy.blocks(), method, toy.ADAMW)
+    simulate(
+        advance(), method, NETWORK, toy.FROZEN, state, EXAMPLES, lambda these: INDICES[these.start : these.stop],
+        rounds=ROUNDS, every=ROUNDS, stop=lambda at: None,
+    )  # fmt: skip
+    assert not key.is_deleted()

@@ -39,7 +39,8 @@ def build(spec: str, labels: Labels, classes: int, clients: int, seed: int) -> P
 def paper_mixtures(classes: int, clients: int) -> Float64[np.ndarray, "clients classes"]:
     """Label proportions of TAD-LoRA's clients (arXiv 2602.00451): for ten clients as in `PAPER`.
 
-    Other numbers of clients keep the shares of each kind by largest remainder.
+    Other numbers of clients keep the shares of each kind by largest remainder. Clients of one kind have neighbouring
+    numbers, so on a ring or chain they are neighbours: keep that in mind when such graphs are compared.
 
     Raises:
         ValueError: the paper has no mixture for this number of classes.

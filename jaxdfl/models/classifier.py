@@ -87,10 +87,11 @@ def adapt(
 
 def cross_entropy(classifier: Classifier) -> Loss:
     """The mean cross-entropy over a batch, in nats, as the engine's loss(frozen, blocks, examples, key)."""
+    logits = classifier.logits  # alone: a program that holds the loss must not hold this classifier's weights too
 
     def loss(frozen: Any, blocks: PerBlock, examples: Examples, key: Key[Array, ""] | None = None) -> Float[Array, ""]:
-        logits = classifier.logits(frozen, blocks, examples, key)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, examples.labels).mean()
+        predicted = logits(frozen, blocks, examples, key)
+        return optax.softmax_cross_entropy_with_integer_labels(predicted, examples.labels).mean()
 
     return loss
 

@@ -28,16 +28,19 @@ def in_batches(examples: Any, batch_size: int) -> Any:
 def make_evaluate(logits: Callable, classes: int, *, chunk: int | None = None) -> Evaluate:
     """(frozen, stacked blocks, examples in batches) -> confusion counts, true class first.
 
-    `logits(frozen, one client's blocks, one batch, None)` is [batch, classes]. `chunk` clients run at a time.
+    `logits(frozen, one client's blocks, one batch, None)` is [batch, classes]. `chunk` clients run at a time. A client
+    with a logit that is not finite has diverged: all its counts are 0, so that no score hides it among the guessers.
     """
 
     def of_client(frozen: Any, blocks: PerBlock, batches: Any) -> Array:
-        def of_batch(batch: Any) -> Array:
-            predicted = jnp.argmax(logits(frozen, blocks, batch, None), axis=-1)
+        def of_batch(batch: Any) -> tuple[Array, Array]:
+            scores = logits(frozen, blocks, batch, None)
             true = jax.nn.one_hot(batch.labels, classes, dtype=jnp.int32)  # all zero for the label -1
-            return true.T @ jax.nn.one_hot(predicted, classes, dtype=jnp.int32)
+            counts = true.T @ jax.nn.one_hot(jnp.argmax(scores, axis=-1), classes, dtype=jnp.int32)
+            return counts, jnp.isfinite(scores).all()
 
-        return jax.lax.map(of_batch, batches).sum(0)
+        counts, finite = jax.lax.map(of_batch, batches)
+        return jnp.where(finite.all(), counts.sum(0), 0)
 
     @jax.jit
     def evaluate(frozen: Any, blocks: PerBlock, batches: Any) -> Array:

@@ -61,16 +61,18 @@ def over_clients(function: Callable, chunk: int | None) -> Callable:
 
 
 def init(key: Key[Array, ""], blocks: PerBlock, method: Method, optimizer: optax.GradientTransformation) -> SimState:
-    """The state before the first round. `blocks` are stacked, [clients, ...], and copied, since the engine donates.
+    """The state before the first round. `blocks` are stacked, [clients, ...].
+
+    Every leaf is a copy of its own, the key's too: a compiled run takes the state's buffers and must not take yours.
 
     Raises:
         ValueError: the leaves of `blocks` disagree on the number of clients, or there are none.
     """
-    counts = {leaf.shape[0] if leaf.ndim else 0 for leaf in jax.tree.leaves(blocks)}
+    counts = {jnp.shape(leaf)[0] if jnp.ndim(leaf) else 0 for leaf in jax.tree.leaves(blocks)}
     if len(counts) != 1 or 0 in counts:
         raise ValueError(f"every leaf of `blocks` must lead with the same clients axis, got lengths {sorted(counts)}.")
-    blocks = jax.tree.map(jnp.array, blocks)
-    return SimState(blocks, _fresh(optimizer, blocks), method.mixer.init(blocks), jnp.int32(0), key)
+    state = SimState(blocks, _fresh(optimizer, blocks), method.mixer.init(blocks), jnp.int32(0), key)
+    return jax.tree.map(jnp.array, state)
 
 
 def make_round(
@@ -95,9 +97,9 @@ def make_round(
         clip: largest global norm of one client's gradient over the blocks that train; None does not clip.
         step_scale: factor on every update of a round: a learning-rate schedule by round.
 
-    Leaves of `batches` are [clients, steps, ...]. `info` holds `loss` (mean over all steps taken), the diagnostics of
-    the mixed blocks, `contraction` (mean squared disagreement of the factors after mixing over that before; NaN where
-    there was none), and the mixer's counts (`messages`, `bytes`).
+    Leaves of `batches` are [clients, steps, ...]. `info` holds `loss` (mean over all steps taken, penalty included),
+    the diagnostics of the mixed blocks, `contraction` (mean squared disagreement of the factors after mixing over that
+    before; NaN where there was none), and the mixer's counts (`messages`, `bytes`).
     """
 
     def objective(blocks: PerBlock, frozen: Any, batch: Any, key: Array) -> Array:

@@ -92,10 +92,13 @@ def validate(
     """The matrix [clients, clients], or stack [rounds, clients, clients], as float32 on the host, if it may mix.
 
     Raises:
-        ValueError: not square, not finite, negative somewhere, a row or column that does not sum to one, or not
-            symmetric where `symmetric` claims it. The message says where and by how much; `name` opens it.
+        ValueError: not real, not square, not finite, negative somewhere, a row or column that does not sum to one, or
+            not symmetric where `symmetric` claims it. The message says where and by how much; `name` opens it.
     """
-    values = np.asarray(matrix, np.float64)
+    raw = np.asarray(matrix)
+    if not any(jnp.issubdtype(raw.dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_)):
+        raise ValueError(f"`{name}` must hold real numbers, got {raw.dtype}.")
+    values = raw.astype(np.float64)
     if values.ndim not in (2, 3) or values.shape[-1] != values.shape[-2] or values.size == 0:
         raise ValueError(
             f"`{name}` must have shape [clients, clients] or [rounds, clients, clients], got {list(values.shape)}."

@@ -1,3 +1,6 @@
+import gc
+import weakref
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -167,6 +170,16 @@ def test_loss_is_the_mean_cross_entropy(model, examples):
     expected = -jax.nn.log_softmax(logits)[jnp.arange(4), examples.labels].mean()
     loss = cross_entropy(classifier)(classifier.frozen, classifier.blocks, examples, None)
     np.testing.assert_allclose(loss, expected, rtol=1e-6)
+
+
+def test_the_loss_does_not_hold_the_weights_of_the_classifier_it_was_made_of():
+    """It lives as long as the compiled program, which serves other seeds with other weights."""
+    classifier = adapt(tiny_model(layers=1), KEY)
+    alive, loss = weakref.ref(classifier.frozen["pooler/kernel"]), cross_entropy(classifier)
+    del classifier
+    gc.collect()
+    assert alive() is None
+    assert callable(loss)
 
 
 def test_training_adapters_alone_lowers_the_loss(shallow, examples):

@@ -149,6 +149,8 @@ def test_validate_says_that_a_row_normalised_matrix_is_row_stochastic_only():
         (np.ones((2, 3)), r"`mine` must have shape .* got \[2, 3\]"),
         (np.ones(3), r"`mine` must have shape .* got \[3\]"),
         (np.ones((0, 0)), r"`mine` must have shape .* got \[0, 0\]"),
+        (np.eye(2) + 0j, "`mine` must hold real numbers, got complex128"),
+        ([["1"]], "`mine` must hold real numbers, got <U1"),
         ([[np.nan, 1], [1, 0]], "`mine` must be finite, got nan in row 0, column 0"),
         ([[1.5, -0.5], [-0.5, 1.5]], "`mine` must be non-negative, got -0.5 in row 0, column 1"),
         ([[0.5, 0.2], [0.5, 0.8]], r"`mine` is column-stochastic only: row 0 sums to one -0.3"),
