@@ -1,5 +1,6 @@
 """What a person sees of an experiment: the setup, the progress, the closing table; and the rows that record it."""
 
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ from jaxdfl.trackers import RunFolder
 COUNTS = ("messages", "bytes")
 DIAGNOSTICS = ("disagreement_a", "disagreement_b", "disagreement_product", "disagreement_head", "cross_term")
 LOG_SECONDS = 60  # between lines of progress in a log file, where no bar can move
+# transformers, imported after this, would remark on stderr that PyTorch is absent; nothing here needs it.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 OUT = Console(markup=False, highlight=False)  # paths and patterns may hold brackets
 
 
