@@ -67,7 +67,7 @@ def load(
         _check(folder.name, {name: _stored_shape(path, shapes[path].shape) for path, name in read.items()}, tensors)
         arrays = {path: _fresh(key, path, shapes[path], config.initializer_range) for path in fresh}
         for path, name in read.items():
-            tensor = tensors[name][...]
+            tensor = tensors[name][:]
             arrays[path] = jnp.asarray(tensor.T if path.endswith("/kernel") else tensor, shapes[path].dtype)
     hashes = {file.name: sha256(file) for file in files}
     known = next((KNOWN[digest] for digest in hashes.values() if digest in KNOWN), None)
