@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxdfl.protocol import Info, PerBlock
-from jaxdfl.trees import Tree, centred, squared_distances, squared_norm
+from jaxdfl.trees import Tree, centred, client_mean, squared_distances, squared_norm, stack
 
 
 def disagreement(tree: Tree) -> Float[Array, ""]:
@@ -65,7 +65,7 @@ def diagnose(blocks: PerBlock) -> Info:
 
 def average(blocks: PerBlock) -> PerBlock:
     """The averaged adapter, as the one client of a federation of one: mean A, mean B, mean head."""
-    return jax.tree.map(lambda x: x.mean(0, keepdims=True), blocks)
+    return stack(client_mean(blocks), 1)
 
 
 def average_product(blocks: PerBlock) -> PerBlock:

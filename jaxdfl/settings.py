@@ -1,7 +1,6 @@
 """Settings of an experiment: typed, few, checked before anything is computed; and the presets they start from."""
 
 import contextlib
-import difflib
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +12,7 @@ import tyro
 
 from jaxdfl import methods
 from jaxdfl.data.tasks import TASKS
+from jaxdfl.spelling import did_you_mean
 
 OPTIMIZERS = {"adamw": optax.adamw, "adam": optax.adam, "sgd": optax.sgd, "lion": optax.lion}
 
@@ -99,7 +99,7 @@ def parse(presets: Mapping[str, Settings], argv: Sequence[str]) -> Settings:
         elif word.startswith("--preset="):
             name = word.partition("=")[2]
     if name not in presets:
-        raise ValueError(f"unknown preset {name!r}.{closest(name, list(presets))} Known: {', '.join(presets)}.")
+        raise ValueError(f"unknown preset {name!r}.{did_you_mean(name, presets)} Known: {', '.join(presets)}.")
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -113,7 +113,7 @@ def parse(presets: Mapping[str, Settings], argv: Sequence[str]) -> Settings:
         raise ValueError(_unboxed(said.getvalue())) from None
     if unknown:
         flags = [_flag(field.name) for field in fields(Settings)]
-        raise ValueError(f"unknown option {unknown[0]!r}.{closest(unknown[0], flags)} See --help for all of them.")
+        raise ValueError(f"unknown option {unknown[0]!r}.{did_you_mean(unknown[0], flags)} See --help for all of them.")
     check(settings)
     return settings
 
@@ -131,7 +131,7 @@ def check(settings: Settings) -> None:
         if len(set(values)) < len(values):
             raise ValueError(f"`--{name}` names one twice: {' '.join(map(str, values))}.")
     if settings.task not in TASKS:
-        hint = closest(settings.task, list(TASKS))
+        hint = did_you_mean(settings.task, TASKS)
         raise ValueError(f"unknown task {settings.task!r}.{hint} Known: {', '.join(TASKS)}.")
     for spec in settings.methods:
         methods.parse(spec)
@@ -156,12 +156,6 @@ def check(settings: Settings) -> None:
             raise ValueError(f"`--targets`: {pattern!r} is no regular expression ({error}).") from None
     if settings.max_length < 8:
         raise ValueError(f"`--max-length` must be at least 8 tokens, got {settings.max_length}.")
-
-
-def closest(name: str, known: Sequence[str]) -> str:
-    """A hint for a misspelt name, or the empty string."""
-    match = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
-    return f" Did you mean {match[0]!r}?" if match else ""
 
 
 def make_optimizer(settings: Settings) -> optax.GradientTransformation:

@@ -1,6 +1,5 @@
 """Methods: one paper, one file. `METHODS` is the only registry; a new method is a file and a line here."""
 
-import difflib
 import inspect
 from collections.abc import Callable
 
@@ -14,6 +13,7 @@ from jaxdfl.methods.local import local
 from jaxdfl.methods.rolora import rolora
 from jaxdfl.methods.tad_lora import tad_lora
 from jaxdfl.protocol import Method
+from jaxdfl.spelling import did_you_mean
 
 METHODS: dict[str, Callable[..., Method]] = {
     "local": local,
@@ -39,9 +39,7 @@ def parse(spec: str) -> tuple[str, dict[str, int]]:
     """
     name, _, value = spec.partition(":")
     if name not in METHODS:
-        closest = difflib.get_close_matches(name, METHODS, n=1)
-        hint = f" Did you mean {closest[0]!r}?" if closest else ""
-        raise ValueError(f"unknown method {name!r}.{hint} Known: {', '.join(METHODS)}.")
+        raise ValueError(f"unknown method {name!r}.{did_you_mean(name, METHODS)} Known: {', '.join(METHODS)}.")
     if ":" not in spec:
         return name, {}
     settings = list(inspect.signature(METHODS[name]).parameters)
