@@ -20,15 +20,16 @@ from jaxdfl import checkpoint, console, report
 from jaxdfl.data import partition
 from jaxdfl.data.batches import plan
 from jaxdfl.data.examples import Examples
-from jaxdfl.diagnostics import average, average_product, diagnose
+from jaxdfl.diagnostics import average, average_product
 from jaxdfl.doctor import check_numerics
+from jaxdfl.methods.schedules import nothing
 from jaxdfl.metrics import over_clients as score
 from jaxdfl.models.classifier import Classifier, cross_entropy
 from jaxdfl.prepare import Prepared, Run, prepare, seed_keys
 from jaxdfl.protocol import PerBlock
 from jaxdfl.settings import Settings, make_optimizer, make_step_scale, parse
 from jaxdfl.simulate.evaluate import Evaluate, in_batches, make_evaluate
-from jaxdfl.simulate.rounds import init
+from jaxdfl.simulate.rounds import adapters, init, measure
 from jaxdfl.simulate.run import Advance, Stop, make_advance, simulate
 from jaxdfl.topology import build
 from jaxdfl.topology.spectrum import recommended_period
@@ -39,7 +40,7 @@ CPU_TOKENS = 1024  # at once: a larger product runs out of cache (measured, desi
 ACCELERATOR_TOKENS = 65536  # at once: ten clients of 32 x 128 tokens of RoBERTa-large are 41k, and 44 GB by arithmetic
 EVAL_BATCH = 64  # examples of one client at once, at most
 
-_diagnose = jax.jit(diagnose)
+_measure = jax.jit(measure, static_argnums=0)
 
 
 def main(presets: Mapping[str, Settings], argv: Sequence[str] | None = None) -> int:
@@ -104,12 +105,14 @@ def _simulate(
         parts, topology = [np.sort(np.concatenate(parts))], build("isolated", 1)
 
     def at_stop(stop: Stop) -> None:
-        blocks = stop.state.blocks
-        record(stop, {**scores(blocks), **{name: float(x) for name, x in _diagnose(blocks).items()}})
+        measured = {name: float(x) for name, x in _measure(code, stop.state).items()}
+        record(stop, {**scores(adapters(method, stop.state)), **measured})
 
+    code = method._replace(trains=nothing, shares=nothing)  # what differs in schedules alone measures alike
+    blocks, base = stack(classifier.blocks, len(parts)), classifier.base(classifier.frozen)
     state = simulate(
         advance, method, topology.network, classifier.frozen,
-        init(keys.rounds, stack(classifier.blocks, len(parts)), method, make_optimizer(settings)), train,
+        init(keys.rounds, blocks, method, make_optimizer(settings), base=base), train,
         lambda rounds: plan(keys.batches, parts, rounds, settings.local_steps, settings.batch_size),
         rounds=settings.rounds, every=settings.eval_every, stop=at_stop,
     )  # fmt: skip

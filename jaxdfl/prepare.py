@@ -81,7 +81,11 @@ class Prepared(NamedTuple):
 
     def method(self, run: Run) -> Method:
         """The method of a run, on its network."""
-        return methods.build(run.method, rho=_rho(self.spectra, run))
+        settings = self.settings
+        return methods.build(
+            run.method, rho=_rho(self.spectra, run), learning_rate=settings.learning_rate,
+            local_steps=settings.local_steps,
+        )  # fmt: skip
 
 
 def prepare(settings: Settings) -> Prepared:
@@ -169,7 +173,7 @@ def _rho(spectra: dict[str, Spectrum], run: Run) -> float:
 
 def _period(run: Run, rho: float) -> int | None:
     """The period T that a run's method has, given or chosen by `rho`; None for a method without one."""
-    name, settings = methods.parse(run.method)
+    name, settings, _ = methods.parse(run.method)
     parameter = inspect.signature(METHODS[name]).parameters.get("period")
     if parameter is None:
         return None

@@ -6,14 +6,15 @@ A decentralised method is three small answers, and `Method` holds just those:
 * `shares`: which blocks are sent to the neighbours afterwards;
 * `mixer`:  what a client makes of what it hears.
 
-Everything else (the loss, the optimizer, the graph, the data) is given to the engine from
-outside, so any method runs on any network with any model. A complete method::
+The rest of `Method` is for papers that need more: a term of the loss, a correction of the gradients, first factors of
+their own, or weights merged into the frozen ones. Everything else (the loss, the optimizer, the graph, the data) is
+given to the engine from outside, so any method runs on any network with any model. A complete method::
 
     def tad_lora(period):
         return Method(trains=alternate(period), shares=both_factors, mixer=gossip())
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from jaxtyping import Array, Bool, Float, Int, Key
@@ -21,6 +22,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 Round = Int[Array, ""] | int
 RoundKey = Key[Array, ""]
 State = Any  # a mixer's own carried pytree; () where there is none
+Base = Mapping[str, Float[Array, "d_out d_in"]]  # by target path: W0 / scale, the frozen weight in units of B A
 Info = dict[str, Array]  # named counts (never fractions), added up over the round
 
 
@@ -48,10 +50,13 @@ class Exchange(NamedTuple):
     key: RoundKey
     round: Round
     weights: Float[Array, "clients clients"]
-    links: Bool[Array, "clients clients"]  # [i, j]: j sends to i; what is paid for. Apart from `weights`, since a lost
-    # message is paid for and not used, and a silent client's cached copy is used and not paid for
+    links: Bool[Array, "clients clients"] | PerBlock  # [i, j]: j sends to i; what is paid for. Apart from `weights`,
+    # since a lost message is paid for and not used, and a silent client's cached copy is used and not paid for. A
+    # PerBlock of such arrays where blocks are sent apart
     work: Float[Array, " clients"]
     shared: PerBlock  # of booleans
+    payload: PerBlock | None = None  # bytes of one client's message, by block: a number, or [clients] where senders
+    # differ; None: every entry of the block in its own dtype
 
 
 class Mixer(NamedTuple):
@@ -69,3 +74,7 @@ class Method(NamedTuple):
     mixer: Mixer
     penalty: Callable[[PerBlock], Float[Array, ""]] | None = None  # added to one client's loss
     correction: Callable[[State], PerBlock] | None = None  # stacked; added to the gradients, from the mixer's state
+    merged: Callable[[State], PerBlock] | None = None  # stacked, from the mixer's state: factors of any rank whose
+    # product is part of the model beside the trained one, as if merged into W0; they don't train. `head` is {}
+    start: Callable[[RoundKey, PerBlock, Base], PerBlock] | None = None  # from the common first blocks, stacked, to
+    # those that this method's clients start from; `Base` maps a target path to W0 / scale, [d_out, d_in]

@@ -28,7 +28,8 @@ class Settings:
     weights: str
     """`demo` (all-MiniLM-L6-v2 from the demo extra), a local folder in Hugging Face layout, or a hub id."""
     methods: tuple[str, ...]
-    """For example `dec_lora`, `tad_lora:5` (period 5) or `tad_lora` (period from the topology)."""
+    """For example `dec_lora`, `tad_lora:5` (period 5), `tad_lora` (period from the topology), or with wrappers in the
+    order in which a message meets them: `tad_lora:5+event_triggered:0.1+packet_loss:0.2`."""
     topologies: tuple[str, ...]
     """For example `ring`, `complete`, `erdos_renyi:0.1` (each edge active with p = 0.1 each round), `w.npy`."""
     seeds: tuple[int, ...] = (0,)
@@ -134,7 +135,10 @@ def check(settings: Settings) -> None:
         hint = did_you_mean(settings.task, TASKS)
         raise ValueError(f"unknown task {settings.task!r}.{hint} Known: {', '.join(TASKS)}.")
     for spec in settings.methods:
-        methods.parse(spec)
+        try:
+            methods.build(spec, rho=0.5, learning_rate=settings.learning_rate, local_steps=settings.local_steps)
+        except ValueError as error:
+            raise ValueError(f"`--methods` {spec}: {error}") from None
     at_least_one = ["clients", "rounds", "local_steps", "batch_size", "rank", "eval_every", "client_chunk"]
     for name in [*at_least_one, "train_examples", "eval_examples"]:
         value = getattr(settings, name)

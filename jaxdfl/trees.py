@@ -24,17 +24,22 @@ def stack(tree: Tree, clients: int) -> Tree:
     return jax.tree.map(lambda x: jnp.broadcast_to(x, (clients, *jnp.shape(x))), tree)
 
 
+def wide(x: Array) -> Array:
+    """At least float32: half precision is widened, float64 kept."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
 def squared_norm(tree: Tree) -> Float[Array, ""]:
-    """Sum of squares of all entries, in float32; 0 for an empty tree."""
-    return sum((jnp.sum(jnp.square(x.astype(jnp.float32))) for x in jax.tree.leaves(tree)), jnp.float32(0))
+    """Sum of squares of all entries, in float32 at least; 0 for an empty tree."""
+    return sum((jnp.sum(jnp.square(wide(x))) for x in jax.tree.leaves(tree)), jnp.float32(0))
 
 
 def centred(x: Float[Array, "clients *shape"]) -> Float[Array, "clients *shape"]:
-    """x_i - (1/m) sum_j x_j in float32: exactly 0 where all clients are equal, and sharp where they nearly are.
+    """x_i - (1/m) sum_j x_j in float32 or wider: exactly 0 where all clients are equal, sharp where they nearly are.
 
     Distances are taken from client 0 first, since the mean of equal numbers need not round to that number.
     """
-    offsets = x.astype(jnp.float32) - x[0].astype(jnp.float32)
+    offsets = wide(x) - wide(x[0])
     return offsets - offsets.mean(0)
 
 

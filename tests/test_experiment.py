@@ -249,7 +249,7 @@ def test_overwrite_replaces_a_run_and_leaves_other_files_alone(preset, tmp_path)
 REFUSED = {  # arguments: words of the message
     "--preset huge": "unknown preset 'huge'. Known: tiny",
     "--methods dec_lora dec_lor": "unknown method 'dec_lor'. Did you mean 'dec_lora'? Known: local,",
-    "--methods tad_lora:0": "must be a whole number of at least 1",
+    "--methods tad_lora:0": "must be at least 1 round",
     "--topologies rign": "unknown topology 'rign'; known are ring,",
     "--topologies erdos_renyi:1.5": "1.5",
     "--topologies erdos_renyi:-0.1": "-0.1",

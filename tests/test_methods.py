@@ -7,7 +7,7 @@ import pytest
 
 from jaxdfl.methods import METHODS, POOLED, build, parse
 from jaxdfl.methods.schedules import alternate, as_table, from_table
-from jaxdfl.mixing import everyone, gossip
+from jaxdfl.mixing import everyone, gossip, packet_loss, repeated
 from jaxdfl.topology.spectrum import recommended_period
 
 # Blocks by round, as letters: a, b, h (the head).
@@ -69,9 +69,19 @@ def test_alternation_needs_a_period_of_a_round_or_more():
 
 
 def test_a_spec_is_a_name_and_the_first_setting():
-    assert parse("dec_lora") == ("dec_lora", {})
-    assert parse("tad_lora:7") == ("tad_lora", {"period": 7})
-    assert all(parse(name) == (name, {}) for name in METHODS)
+    assert parse("dec_lora") == ("dec_lora", {}, ())
+    assert parse("tad_lora:7") == parse("tad_lora:period=7") == ("tad_lora", {"period": 7}, ())
+
+
+def test_a_composition_lists_its_wrappers_in_the_order_in_which_a_message_meets_them():
+    found = parse("tad_lora:5+repeated:2+packet_loss:0.2")
+    assert found.wrappers == (("repeated", {"times": 2}), ("packet_loss", {"rate": 0.2}))
+    method = build("tad_lora:5+repeated:2+packet_loss:0.2")
+    assert method.mixer is repeated(packet_loss(gossip(), rate=0.2), times=2)
+
+
+def test_wrappers_go_inside_a_method_that_mixes_in_a_way_of_its_own():
+    assert build("fedavg_lora+packet_loss:0.2").mixer is everyone(packet_loss(gossip(), rate=0.2))
 
 
 @pytest.mark.parametrize(
@@ -81,17 +91,27 @@ def test_a_spec_is_a_name_and_the_first_setting():
         ("", "unknown method ''. Known: local"),
         ("xyzzy:3", "unknown method 'xyzzy'. Known: local"),
         ("dec_lora:5", "method 'dec_lora' takes no setting, got 'dec_lora:5'"),
-        ("tad_lora:", "`period` must be a whole number of at least 1, got ''"),
-        ("tad_lora:0", "`period` must be a whole number of at least 1, got '0'"),
-        ("rolora:-1", "`period` must be a whole number of at least 1, got '-1'"),
-        ("adf_lora:1.5", "`period` must be a whole number of at least 1, got '1.5'"),
-        ("tad_lora:2:3", "`period` must be a whole number of at least 1, got '2:3'"),
+        ("tad_lora:", "`period` must be a whole number, got ''"),
+        ("adf_lora:1.5", "`period` must be a whole number, got '1.5'"),
+        ("tad_lora:2:3", "'3' is one setting too many or none of its own; 'tad_lora' takes period"),
+        ("tad_lora:2:period=3", "gives `period` twice"),
+        ("tad_lora:epoch=3", "'epoch=3' is one setting too many or none of its own"),
+        ("dec_lora+", "unknown wrapper ''. Known: "),
+        ("dec_lora+packet_los:0.1", "unknown wrapper 'packet_los'. Did you mean 'packet_loss'"),
+        ("dec_lora+packet_loss", "wrapper 'packet_loss' needs `rate`: packet_loss:RATE"),
+        ("dec_lora+packet_loss:high", "`rate` must be a number, got 'high'"),
     ],
 )
 def test_an_impossible_spec_is_answered_in_one_clear_line(spec, message):
     with pytest.raises(ValueError, match=message) as error:
         parse(spec)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("spec", ["tad_lora:0", "rolora:-1"])
+def test_a_setting_out_of_range_is_refused_by_the_constructor(spec):
+    with pytest.raises(ValueError, match="`period` must be at least 1 round, got"):
+        build(spec)
 
 
 def test_tad_lora_takes_its_period_from_the_network_unless_it_is_given():

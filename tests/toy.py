@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from jaxdfl.lora import init_factors
-from jaxdfl.methods import METHODS
+from jaxdfl.methods import build
 from jaxdfl.protocol import Network, PerBlock
 from jaxdfl.simulate.rounds import init
 from jaxdfl.trees import stack
@@ -20,10 +20,18 @@ CLIENTS, RANK, D_IN, D_OUT = 6, 2, 7, 5
 SETTINGS = {"tad_lora": {"period": 3}, "adf_lora": {"period": 2}}  # where a method needs some, or a small one helps
 SGD, ADAMW = optax.sgd(0.05), optax.adamw(0.02, weight_decay=0.1)
 FROZEN = {"scale": jnp.float32(2.0)}
+WORLD = {"rho": 0.5, "learning_rate": 0.02, "local_steps": 3}
+BASE = {  # W0 / scale, for methods that start from the frozen weights
+    path: jax.random.normal(jax.random.key(seed), (D_OUT, D_IN))
+    for seed, path in enumerate(("layer/query", "layer/value"))
+}
 
 
-def make(name):
-    return METHODS[name](**SETTINGS.get(name, {}))
+def make(spec):
+    """A method, perhaps with wrappers, as a registry test wants it: with small settings."""
+    name, _, wrappers = spec.partition("+")
+    settings = [f"{key}={value}" for key, value in SETTINGS.get(name, {}).items()]
+    return build("+".join(filter(None, [":".join([name, *settings]), wrappers])), **WORLD)
 
 
 def blocks(clients=CLIENTS, key=0, spread=0.0, head=True):
@@ -89,7 +97,7 @@ def run(run_round, state, rounds_of_batches):
 
 
 def start(method, optimizer=ADAMW, seed=0, **kwargs):
-    return init(jax.random.key(seed), blocks(**kwargs), method, optimizer)
+    return init(jax.random.key(seed), blocks(**kwargs), method, optimizer, base=BASE)
 
 
 def assert_equal(left, right):

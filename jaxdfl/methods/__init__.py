@@ -1,7 +1,17 @@
-"""Methods: one paper, one file. `METHODS` is the only registry; a new method is a file and a line here."""
+"""Methods and wrappers by name. These two tables are the only registries; a new one is a file and a line here.
+
+One paper, one file. What is orthogonal to a method (triggers, channels, stragglers, compression) is a wrapper, and
+goes with any method: `tad_lora:5+event_triggered:0.1+packet_loss:0.2`.
+
+Order: the wrappers stand in the order in which a message meets them, from the method to the wire. The leftmost decides
+first: there, a client that is not triggered stays silent, and what it does send may then be lost. In code that is
+`event_triggered(packet_loss(gossip(), 0.2), 0.1)`. A method that mixes in a way of its own (gradient tracking, say)
+sends its messages through all of them. Wrappers of a whole method (stragglers, ranks) act before all others.
+"""
 
 import inspect
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from jaxdfl.methods.adf_lora import adf_lora
 from jaxdfl.methods.centralized import centralized
@@ -11,9 +21,10 @@ from jaxdfl.methods.fedsa_lora import fedsa_lora
 from jaxdfl.methods.ffa_lora import ffa_lora
 from jaxdfl.methods.local import local
 from jaxdfl.methods.rolora import rolora
+from jaxdfl.methods.specs import Part, read_part, wraps
 from jaxdfl.methods.tad_lora import tad_lora
-from jaxdfl.protocol import Method
-from jaxdfl.spelling import did_you_mean
+from jaxdfl.mixing import gossip, packet_loss, repeated
+from jaxdfl.protocol import Method, Mixer
 
 METHODS: dict[str, Callable[..., Method]] = {
     "local": local,
@@ -27,32 +38,59 @@ METHODS: dict[str, Callable[..., Method]] = {
     "tad_lora": tad_lora,
 }
 
+WRAPPERS: dict[str, Callable[..., Any]] = {  # (inner: Mixer, ...) -> Mixer, or (method: Method, ...) -> Method
+    "repeated": repeated,
+    "packet_loss": packet_loss,
+}
+
 POOLED = frozenset({"centralized"})  # run with one client that holds everybody's examples
 
 
-def parse(spec: str) -> tuple[str, dict[str, int]]:
-    """`tad_lora:5` -> ("tad_lora", {"period": 5}); the value after the colon is the method's first setting.
+class Spec(NamedTuple):
+    """A method as asked for, with its wrappers in the order in which a message meets them."""
+
+    name: str
+    settings: dict[str, Any]
+    wrappers: tuple[Part, ...]
+
+
+def parse(spec: str) -> Spec:
+    """`tad_lora:5+packet_loss:0.2` as names and settings (see `jaxdfl.methods.specs`).
 
     Raises:
-        ValueError: unknown method (the known are listed, the closest first), a setting where the method takes none,
-            or a setting that is no whole number of at least 1.
+        ValueError: an unknown name, or a setting that does not exist, is missing or is not of its type.
     """
-    name, _, value = spec.partition(":")
-    if name not in METHODS:
-        raise ValueError(f"unknown method {name!r}.{did_you_mean(name, METHODS)} Known: {', '.join(METHODS)}.")
-    if ":" not in spec:
-        return name, {}
-    settings = list(inspect.signature(METHODS[name]).parameters)
-    if not settings:
-        raise ValueError(f"method {name!r} takes no setting, got {spec!r}.")
-    if not value.isdecimal() or int(value) < 1:
-        raise ValueError(f"method {spec!r}: `{settings[0]}` must be a whole number of at least 1, got {value!r}.")
-    return name, {settings[0]: int(value)}
+    first, *rest = spec.split("+")
+    method = read_part(first, METHODS, "method")
+    return Spec(*method, tuple(read_part(part, WRAPPERS, "wrapper") for part in rest))
 
 
-def build(spec: str, *, rho: float | None = None) -> Method:
-    """The method that `spec` names, on a network with contraction `rho` for methods that choose a setting by it."""
-    name, settings = parse(spec)
-    if rho is not None and "rho" in inspect.signature(METHODS[name]).parameters:
-        return METHODS[name](**settings, rho=rho)
-    return METHODS[name](**settings)
+def build(spec: str, **world: Any) -> Method:
+    """The method that `spec` names.
+
+    `world` holds what is known of the run (`rho` of the network, `learning_rate`, `local_steps`); a method takes from
+    it the keyword-only arguments that its constructor names.
+
+    Raises:
+        ValueError: see `parse`; or a setting out of its range.
+    """
+    name, settings, wrappers = parse(spec)
+    on_links = [part for part in wrappers if wraps(WRAPPERS[part.name]) == "inner"]
+    around = [part for part in wrappers if wraps(WRAPPERS[part.name]) == "method"]
+
+    def wrapped(mixer: Mixer) -> Mixer:
+        for part in reversed(on_links):
+            mixer = WRAPPERS[part.name](mixer, **part.settings)
+        return mixer
+
+    make = METHODS[name]
+    known = inspect.signature(make).parameters
+    given = {key: value for key, value in world.items() if key in known and value is not None}
+    if "inner" in known:
+        method = make(**settings, **given, inner=wrapped(gossip()))
+    else:
+        method = make(**settings, **given)
+        method = method._replace(mixer=wrapped(method.mixer))
+    for part in reversed(around):
+        method = WRAPPERS[part.name](method, **part.settings)
+    return method

@@ -10,9 +10,9 @@ is not used.
 
 from jaxdfl.methods.schedules import both_factors
 from jaxdfl.mixing import everyone, gossip
-from jaxdfl.protocol import Method
+from jaxdfl.protocol import Method, Mixer
 
 
-def fedavg_lora() -> Method:
+def fedavg_lora(*, inner: Mixer = gossip()) -> Method:
     """Both factors train and are averaged over all clients in every round."""
-    return Method(trains=both_factors, shares=both_factors, mixer=everyone(gossip()))
+    return Method(trains=both_factors, shares=both_factors, mixer=everyone(inner))

@@ -6,19 +6,20 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxdfl.protocol import Exchange, Info, Mixer, PerBlock, State
-from jaxdfl.trees import Tree, bytes_per_client, keep
+from jaxdfl.protocol import Exchange, Info, Mixer, PerBlock, RoundKey, State
+from jaxdfl.trees import Tree, bytes_per_client, keep, wide
 
 
 def weighted(weights: Float[Array, "clients clients"], tree: Tree) -> Tree:
-    """x_i <- sum_j W_ij x_j for every leaf [clients, ...], in float32 at full precision, cast back to the leaf's dtype.
+    """x_i <- sum_j W_ij x_j for every leaf [clients, ...], in float32 (float64 for such leaves) at full precision, cast
+    back to the leaf's dtype.
 
     A lower precision (bfloat16, or the TF32 that GPUs take for float32 products) would make the rows of W miss
     their sum of one by about 1e-3, so that the mean drifts.
     """
 
     def mix_leaf(x: Array) -> Array:
-        mixed = jnp.tensordot(weights, x.astype(jnp.float32), axes=1, precision=jax.lax.Precision.HIGHEST)
+        mixed = jnp.tensordot(weights.astype(wide(x).dtype), wide(x), axes=1, precision=jax.lax.Precision.HIGHEST)
         return mixed.astype(x.dtype)
 
     return jax.tree.map(mix_leaf, tree)
@@ -27,15 +28,24 @@ def weighted(weights: Float[Array, "clients clients"], tree: Tree) -> Tree:
 def paid(exchange: Exchange, blocks: PerBlock) -> Info:
     """What one exchange costs: a message for every link that carries anything, and the bytes of the shared blocks.
 
-    `messages` is an int32 count of directed messages. `bytes` is float32 (int32 would overflow at 2 GiB): exact
-    while the count of bytes has no more than 24 significant bits, else right to 6e-8 of itself.
+    `messages` is an int32 count of directed messages; blocks that go the same way in the same round go as one.
+    `bytes` is float32 (int32 would overflow at 2 GiB): exact while the count of bytes has no more than 24 significant
+    bits, else right to 6e-8 of itself.
     """
-    links = jnp.sum(exchange.links, dtype=jnp.int32)
-    payload = [
-        jnp.where(shared, bytes_per_client(block), 0) for shared, block in zip(exchange.shared, blocks, strict=True)
-    ]
-    size = sum(payload[1:], payload[0])
-    return {"messages": links * (size > 0), "bytes": links.astype(jnp.float32) * size.astype(jnp.float32)}
+    payload = exchange.payload or PerBlock(*map(bytes_per_client, blocks))
+    carried, size = jnp.bool_(False), jnp.float32(0)
+    for links, shared, each in zip(by_block(exchange.links), exchange.shared, payload, strict=True):
+        each = jnp.asarray(each, jnp.float32)  # a number, or one for each sender
+        sent = links & shared & (each > 0)
+        counts = jnp.sum(sent, axis=0, dtype=jnp.int32)  # messages of each sender
+        carried = carried | sent
+        size += each * counts.sum() if each.ndim == 0 else jnp.sum(each * counts)
+    return {"messages": jnp.sum(carried, dtype=jnp.int32), "bytes": size}
+
+
+def by_block(links: Array | PerBlock) -> PerBlock:
+    """The links of each block, where they may be the same for all."""
+    return links if isinstance(links, PerBlock) else PerBlock(links, links, links)
 
 
 @cache  # one object, so that every method that gossips shares one compiled program
@@ -63,3 +73,24 @@ def everyone(inner: Mixer) -> Mixer:
         return inner.mix(exchange._replace(weights=weights, links=links), blocks, state)
 
     return Mixer(init=inner.init, mix=mix)
+
+
+@cache
+def repeated(inner: Mixer, times: int) -> Mixer:
+    """`inner` `times` times in a row, each with a key of its own and the same weights: W^times. Costs add up.
+
+    Raises:
+        ValueError: `times` is below 1.
+    """
+    if times < 1:
+        raise ValueError(f"`times` must be at least 1, got {times}.")
+
+    def mix(exchange: Exchange, blocks: PerBlock, state: State) -> tuple[PerBlock, State, Info]:
+        def once(carry: tuple[PerBlock, State], key: RoundKey) -> tuple[tuple[PerBlock, State], Info]:
+            blocks, state, info = inner.mix(exchange._replace(key=key), *carry)
+            return (blocks, state), info
+
+        (blocks, state), infos = jax.lax.scan(once, (blocks, state), jax.random.split(exchange.key, times))
+        return blocks, state, jax.tree.map(lambda counts: counts.sum(0, dtype=counts.dtype), infos)
+
+    return inner if times == 1 else Mixer(init=inner.init, mix=mix)

@@ -17,7 +17,7 @@ from jaxdfl.lora import find_targets, init_factors
 from jaxdfl.models.encoder import EncoderClassifier
 from jaxdfl.models.layers import Adapter, Linear
 from jaxdfl.models.paths import modules, put_together, take_apart
-from jaxdfl.protocol import PerBlock
+from jaxdfl.protocol import Base, PerBlock
 
 Logits = Callable[[Any, PerBlock, Examples, Key[Array, ""] | None], Float[Array, "batch classes"]]
 Loss = Callable[[Any, PerBlock, Examples, Key[Array, ""] | None], Float[Array, ""]]
@@ -29,6 +29,7 @@ class Classifier(NamedTuple):
     blocks: PerBlock  # one client's first blocks; a and b by path, head a flat dict by path, {} when it is frozen
     frozen: Any  # every other weight by path
     logits: Logits  # (frozen, blocks, examples, key): a key switches dropout on, None is evaluation
+    base: Callable[[Any], Base]  # frozen -> the adapted layers' W0 / scale by path, [d_out, d_in], float32
 
 
 def adapt(
@@ -82,7 +83,10 @@ def adapt(
         client = put_together(structure, {**frozen, **_factors(blocks.a, blocks.b), **blocks.head})
         return client(examples, key)
 
-    return Classifier(PerBlock(a, b, head), frozen, logits)
+    def base(frozen: Any) -> Base:
+        return {path: frozen[f"{path}/kernel"].T.astype(jnp.float32) * (rank / alpha) for path in paths}
+
+    return Classifier(PerBlock(a, b, head), frozen, logits, base)
 
 
 def cross_entropy(classifier: Classifier) -> Loss:

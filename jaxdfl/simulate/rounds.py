@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key
 
-from jaxdfl.diagnostics import diagnose, disagreement
-from jaxdfl.protocol import Exchange, Info, Method, Network, PerBlock, Round
+from jaxdfl.diagnostics import diagnose, disagreement, product_disagreement
+from jaxdfl.protocol import Base, Exchange, Info, Method, Network, PerBlock, Round
 from jaxdfl.trees import keep
 
 Loss = Callable[[Any, PerBlock, Any, Key[Array, ""]], Float[Array, ""]]  # (frozen, one client's blocks, batch, key)
 Moments = Literal["kept", "reset_each_round", "reset_at_switch"]
+START = 2**32 - 1  # folded into a run's key for the first factors; rounds count from 0 and stay below
 
 
 class SimState(NamedTuple):
@@ -49,6 +50,7 @@ class _Client(NamedTuple):
     opt: PerBlock
     batches: Any  # leaves [steps, ...]
     correction: PerBlock | None
+    merged: PerBlock | None
     steps: Int[Array, ""]  # how many of its local steps it finishes
     key: Key[Array, ""]
 
@@ -60,9 +62,17 @@ def over_clients(function: Callable, chunk: int | None) -> Callable:
     return lambda stacked: jax.lax.map(function, stacked, batch_size=chunk if chunk > 1 else None)
 
 
-def init(key: Key[Array, ""], blocks: PerBlock, method: Method, optimizer: optax.GradientTransformation) -> SimState:
-    """The state before the first round. `blocks` are stacked, [clients, ...].
+def init(
+    key: Key[Array, ""],
+    blocks: PerBlock,
+    method: Method,
+    optimizer: optax.GradientTransformation,
+    *,
+    base: Base | None = None,
+) -> SimState:
+    """The state before the first round. `blocks` are stacked, [clients, ...]; a method may start from others.
 
+    `base` holds W0 / scale by target path, [d_out, d_in], for methods whose first factors depend on it.
     Every leaf is a copy of its own, the key's too: a compiled run takes the state's buffers and must not take yours.
 
     Raises:
@@ -71,8 +81,23 @@ def init(key: Key[Array, ""], blocks: PerBlock, method: Method, optimizer: optax
     counts = {jnp.shape(leaf)[0] if jnp.ndim(leaf) else 0 for leaf in jax.tree.leaves(blocks)}
     if len(counts) != 1 or 0 in counts:
         raise ValueError(f"every leaf of `blocks` must lead with the same clients axis, got lengths {sorted(counts)}.")
+    if method.start is not None:
+        blocks = method.start(jax.random.fold_in(key, START), blocks, {} if base is None else base)
     state = SimState(blocks, _fresh(optimizer, blocks), method.mixer.init(blocks), jnp.int32(0), key)
     return jax.tree.map(jnp.array, state)
+
+
+def adapters(method: Method, state: SimState) -> PerBlock:
+    """The clients' blocks as the model sees them: those that train, and what the method has merged beside them."""
+    return state.blocks if method.merged is None else _beside(state.blocks, method.merged(state.mixer))
+
+
+def measure(method: Method, state: SimState) -> Info:
+    """The diagnostics of a state: of the blocks that train and are mixed, but for the products, which are whole."""
+    info = diagnose(state.blocks)
+    if method.merged is not None:
+        info["disagreement_product"] = product_disagreement(adapters(method, state))
+    return info
 
 
 def make_round(
@@ -102,8 +127,8 @@ def make_round(
     before; NaN where there was none), and the mixer's counts (`messages`, `bytes`).
     """
 
-    def objective(blocks: PerBlock, frozen: Any, batch: Any, key: Array) -> Array:
-        value = loss(frozen, blocks, batch, key)
+    def objective(blocks: PerBlock, merged: PerBlock | None, frozen: Any, batch: Any, key: Array) -> Array:
+        value = loss(frozen, blocks if merged is None else _beside(blocks, merged), batch, key)
         return value if method.penalty is None else value + method.penalty(blocks)
 
     def train_client(frozen: Any, trains: PerBlock, scale: Array, client: _Client) -> tuple[PerBlock, PerBlock, Array]:
@@ -116,7 +141,7 @@ def make_round(
             blocks, opt = carry
             batch, index = inputs
             value, gradients = jax.value_and_grad(objective)(
-                blocks, frozen, batch, jax.random.fold_in(client.key, index)
+                blocks, client.merged, frozen, batch, jax.random.fold_in(client.key, index)
             )
             if client.correction is not None:
                 gradients = jax.tree.map(jnp.add, gradients, client.correction)
@@ -152,6 +177,7 @@ def make_round(
             opt=moments_at_start(trains, state),
             batches=batches,
             correction=None if method.correction is None else method.correction(state.mixer),
+            merged=None if method.merged is None else method.merged(state.mixer),
             steps=jnp.floor(work * steps + 1e-4).astype(jnp.int32),  # 1e-4: a third of 3 steps is one
             key=jax.vmap(partial(jax.random.fold_in, keys.train))(jnp.arange(clients)),
         )
@@ -161,15 +187,25 @@ def make_round(
         links = (weights != 0) & ~jnp.eye(clients, dtype=bool)
         exchange = Exchange(keys.mix, state.round, weights, links, work, shared)
         blocks, mixer, counts = method.mixer.mix(exchange, blocks, state.mixer)
+        after = SimState(blocks, opt, mixer, state.round + 1, state.key)
         info = {
             "loss": losses.sum() / jnp.maximum(stacked.steps.sum(), 1),
-            **diagnose(blocks),
+            **measure(method, after),
             "contraction": _squared_disagreement(blocks) / before,
             **counts,
         }
-        return SimState(blocks, opt, mixer, state.round + 1, state.key), info
+        return after, info
 
     return run_round
+
+
+def _beside(blocks: PerBlock, merged: PerBlock) -> PerBlock:
+    """Both products at once, B A + B' A', as factors stacked along the rank; of one client or of all."""
+    return PerBlock(
+        a={path: jnp.concatenate([a, merged.a[path]], axis=-2) for path, a in blocks.a.items()},
+        b={path: jnp.concatenate([b, merged.b[path]], axis=-1) for path, b in blocks.b.items()},
+        head=blocks.head,
+    )
 
 
 def _fresh(optimizer: optax.GradientTransformation, blocks: PerBlock) -> PerBlock:

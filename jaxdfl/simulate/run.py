@@ -71,7 +71,7 @@ def _draw(network: Network, rounds: int, key: Array, start: Array) -> tuple[Arra
     def one(round: Array) -> tuple[Array, Array]:
         keys = round_keys(key, round)
         drawn = network.weights(keys.network, round), network.work(keys.work, round)
-        return drawn[0].astype(jnp.float32), drawn[1].astype(jnp.float32)  # strong types, so that no draw retraces
+        return drawn[0].astype(float), drawn[1].astype(float)  # strong types, so that no draw retraces
 
     return jax.lax.map(one, start + jnp.arange(rounds))
 
