@@ -152,3 +152,9 @@ def show_summary(summary: report.Summary, folder: Path, compiling: float) -> Non
     """The closing table, and where the rest lies; `compiling` is in seconds."""
     OUT.print(report.table(summary))
     OUT.print(f"Compiling took {compiling:.0f} s in all. Rows, tables and figures: {folder}", soft_wrap=True)
+
+
+def show_study(words: str, folder: Path) -> None:
+    """Keeps what a study found beside its figures, and shows it."""
+    (folder / "study.md").write_text(words, encoding="utf-8")
+    OUT.print(words, soft_wrap=True)

@@ -24,7 +24,6 @@ Row = Mapping[str, Any]
 IDENTITY = ("method", "topology", "seed", "round")  # of a row; every other key is a quantity
 FIRST_CHOICE = "dec_lora"  # baseline, where it was run
 FIGURES = {
-    "accuracy": {"accuracy_mean": "mean accuracy (%)"},
     "cross_term": {"cross_term": "cross term"},
     "disagreement": {
         "disagreement_a": "disagreement of A",
@@ -33,6 +32,24 @@ FIGURES = {
         "disagreement_head": "disagreement of head",
     },
 }
+
+
+class Score(NamedTuple):
+    """How a problem's score is shown."""
+
+    name: str  # its columns are name_mean, name_worst, ...
+    percent: bool  # a fraction of 1 shown in percent, the more the better; else an error, the less the better
+
+    @property
+    def unit(self) -> int:
+        return 100 if self.percent else 1
+
+    @property
+    def form(self) -> str:
+        return ".1f" if self.percent else ".3f"
+
+    def header(self, text: str) -> str:
+        return f"{text} %" if self.percent else text
 
 
 class Estimate(NamedTuple):
@@ -50,13 +67,14 @@ class Line(NamedTuple):
     seeds: int
     rounds: str  # last evaluated: "50", or "40-50" where the seeds differ
     values: dict[str, Estimate]
-    gain: Estimate | None  # mean accuracy above the baseline's, paired by seed; None for the baseline, or without one
+    gain: Estimate | None  # mean score above the baseline's, paired by seed; None for the baseline, or without one
 
 
 class Summary(NamedTuple):
     """A run folder in numbers."""
 
     manifest: dict[str, Any]
+    score: Score
     baseline: str
     lines: tuple[Line, ...]  # by topology, then by method, each in the order of the rows
 
@@ -92,6 +110,8 @@ def table(summary: Summary) -> Table:
 
 
 def _summary(manifest: dict[str, Any], rows: Sequence[Row]) -> Summary:
+    metric = manifest["data"].get("metric", "accuracy")
+    score, mean = Score(metric, percent=metric != "error"), f"{metric}_mean"
     last: dict[tuple[str, str], dict[int, Row]] = {}  # (topology, method) -> seed -> its last row
     for row in sorted(rows, key=lambda row: row["round"]):
         last.setdefault((row["topology"], row["method"]), {})[row["seed"]] = row
@@ -106,7 +126,7 @@ def _summary(manifest: dict[str, Any], rows: Sequence[Row]) -> Summary:
             runs, others = last[topology, method], last.get((topology, baseline), {})
             quantities = [key for key in next(iter(runs.values())) if key not in IDENTITY]
             shared = [seed for seed in runs if seed in others] if method != baseline else []
-            gains = [_number(runs[s], "accuracy_mean") - _number(others[s], "accuracy_mean") for s in shared]
+            gains = [_number(runs[s], mean) - _number(others[s], mean) for s in shared]
             rounds = sorted({row["round"] for row in runs.values()})
             lines.append(
                 Line(
@@ -118,7 +138,7 @@ def _summary(manifest: dict[str, Any], rows: Sequence[Row]) -> Summary:
                     _estimate(gains) if gains else None,
                 )
             )
-    return Summary(manifest, baseline, tuple(lines))
+    return Summary(manifest, score, baseline, tuple(lines))
 
 
 def _number(row: Row, key: str) -> float:
@@ -132,27 +152,35 @@ def _estimate(values: Sequence[float]) -> Estimate:
 
 def _facts(summary: Summary) -> list[str]:
     """What a reader must know beside the numbers, one sentence each, without its full stop."""
-    model, data = summary.manifest["model"], summary.manifest["data"]
-    chance, most = 100 / data["classes"], max(line.seeds for line in summary.lines)
+    model, data, score = summary.manifest["model"], summary.manifest["data"], summary.score
+    most = max(line.seeds for line in summary.lines)
     rounds = {line.rounds for line in summary.lines}
     when = f"after {rounds.pop()} rounds" if len(rounds) == 1 else "at the last evaluated round"
     spread = f"{most} seeds: mean ± standard deviation over seeds (n - 1)" if most > 1 else "One seed, so no spread"
+    judged, worst = "relative distance to the best common adapter, less is better", "largest error"
+    unit = ""
+    if score.percent:
+        judged, worst = f"{data['classes']} classes; chance level {100 / data['classes']:.1f} %", "lowest accuracy"
+        unit = ", in percentage points"
     return [
         f"Model: {model['name']}",
-        f"Data: {data['task']} from {data['source']}, {data['classes']} classes; chance level {chance:.1f} %",
+        f"Data: {data['task']} from {data['source']}, {judged}",
         *(each["note"].rstrip(".") for each in (model, data) if each.get("note")),
-        f"{spread}, {when}; worst client: the lowest accuracy among the clients",
-        f"vs {summary.baseline}: difference in accuracy within each seed, in percentage points",
+        f"{spread}, {when}; worst client: the {worst} among the clients",
+        f"vs {summary.baseline}: difference in {score.name} within each seed{unit}",
     ]
 
 
 def _cells(summary: Summary) -> tuple[list[str], list[list[str]]]:
     """Headers and rows of the table, as text."""
-    scores = {"worst client %": "accuracy_worst", "average model %": "accuracy_average_model"}
-    means = [key for key in summary.lines[0].values if key.endswith("_mean") and key != "accuracy_mean"]
-    scores |= {f"{key.removesuffix('_mean')} %": key for key in means}  # F1 and the like, where the task has them
+    score = summary.score
+    columns = {"worst client": f"{score.name}_worst", "average model": f"{score.name}_average_model"}
+    means = [key for key in summary.lines[0].values if key.endswith("_mean") and key != f"{score.name}_mean"]
+    columns |= {key.removesuffix("_mean"): key for key in means}  # F1 and the like, where the task has them
+    shown = {"form": score.form, "unit": score.unit}
     versus = f"vs {summary.baseline}"
-    headers = ["topology", "method", "T", "round", "seeds", "accuracy %", versus, *scores, "cross term", "sent"]
+    headers = ["topology", "method", "T", "round", "seeds", score.header(score.name), versus]
+    headers += [*map(score.header, columns), "cross term", "sent"]
     periods = {(run["topology"], run["method"]): run.get("period") for run in summary.manifest.get("runs", ())}
     cells = [
         [
@@ -161,10 +189,10 @@ def _cells(summary: Summary) -> tuple[list[str], list[list[str]]]:
             str(periods.get((line.topology, line.method)) or ""),
             line.rounds,
             str(line.seeds),
-            _text(line.values.get("accuracy_mean")),
-            _text(line.gain, "+.1f"),
-            *(_text(line.values.get(key)) for key in scores.values()),
-            _text(line.values.get("cross_term"), ".1e", unit=1),
+            _text(line.values.get(f"{score.name}_mean"), **shown),
+            _text(line.gain, f"+{score.form}", score.unit),
+            *(_text(line.values.get(key), **shown) for key in columns.values()),
+            _text(line.values.get("cross_term"), ".1e"),
             _size(line.values.get("bytes")),
         ]
         for line in summary.lines
@@ -179,7 +207,7 @@ def _cells(summary: Summary) -> tuple[list[str], list[list[str]]]:
     return headers, cells
 
 
-def _text(estimate: Estimate | None, form: str = ".1f", unit: int = 100) -> str:
+def _text(estimate: Estimate | None, form: str, unit: int = 1) -> str:
     """`78.3 ± 0.6`; nothing where there is no estimate, n/a where it is not a number."""
     if estimate is None or math.isnan(estimate.mean):
         return "" if estimate is None else "n/a"
@@ -200,7 +228,7 @@ def _markdown(summary: Summary) -> str:
     rule = ["---" if header in ("topology", "method") else "---:" for header in headers]
     text = ["# Summary", "", *(f"- {fact}." for fact in _facts(summary)), ""]
     text += ["| " + " | ".join(line) + " |" for line in (headers, rule, *lines)]
-    text += ["", *(f"![{name}](figures/{name}.png)" for name in FIGURES), ""]
+    text += ["", *(f"![{name}](figures/{name}.png)" for name in (summary.score.name, *FIGURES)), ""]
     text.append(
         "Lines: mean over seeds. Bands: from the lowest to the highest seed. Grey ground: a linear scale down to 0.\n"
     )
@@ -211,7 +239,7 @@ def _markdown(summary: Summary) -> str:
 def _csv(summary: Summary) -> str:
     """A line for each method on each topology; every quantity with its standard deviation over seeds as `<key>_sd`."""
     keys = list(dict.fromkeys(key for line in summary.lines for key in line.values))
-    gain = f"accuracy_over_{summary.baseline}"
+    gain = f"{summary.score.name}_over_{summary.baseline}"
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["method", "topology", "seeds", "round", *(n for key in (*keys, gain) for n in (key, f"{key}_sd"))])
@@ -227,7 +255,12 @@ def _draw(folder: Path, summary: Summary, metrics: Sequence[Row], rounds: Sequen
     rho = {spec: summary.manifest["topologies"].get(spec, {}).get("rho") for spec in topologies}
     titles = {spec: spec if value is None else f"{spec}  ($\\rho$ = {value:.2g})" for spec, value in rho.items()}
     folder.mkdir(exist_ok=True)
+    score = summary.score
+    chance = 1 / summary.manifest["data"]["classes"] if score.percent else None
+    label = f"mean {score.name} (%)" if score.percent else f"mean {score.name}"
+    figures.draw(folder / f"{score.name}.png", metrics, {f"{score.name}_mean": label}, titles, chance)
     for name, labels in FIGURES.items():
-        rows, chance = (metrics, 1 / summary.manifest["data"]["classes"]) if name == "accuracy" else (rounds, None)
-        moving = {key: label for key, label in labels.items() if any(row.get(key) for row in rows)}  # not 0 throughout
-        figures.draw(folder / f"{name}.png", rows, moving or dict([next(iter(labels.items()))]), titles, chance)
+        moving = {
+            key: label for key, label in labels.items() if any(row.get(key) for row in rounds)
+        }  # not 0 throughout
+        figures.draw(folder / f"{name}.png", rounds, moving or dict([next(iter(labels.items()))]), titles)

@@ -26,7 +26,9 @@ import jax
 from jaxdfl import __version__
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "datasets", "safetensors", "numpy")
-WRITTEN = ("metrics.jsonl", "rounds.jsonl", "summary.csv", "summary.md", "figures", "checkpoints", "manifest.json")
+WRITTEN = (
+    "metrics.jsonl", "rounds.jsonl", "summary.csv", "summary.md", "study.md", "figures", "checkpoints", "manifest.json",
+)  # fmt: skip
 
 
 class RunFolder:
