@@ -1,13 +1,12 @@
-"""Networks in time: (key, round) -> weights, and (key, round) -> work.
+"""Networks in time: (key, round) -> weights.
 
 Each constructor returns a `protocol.Network` in which everybody finishes all local steps; for other clients write
-`network._replace(work=stragglers(...))`. A network is a function of its key and its round only: it can be traced, and
+`network._replace(work=build_work(...))`. A network is a function of its key and its round only: it can be traced, and
 the same two arguments give the same bits under `jit`, `vmap` and `scan`. The round is folded into the key, so the
 key may be new in each round or one for the whole run.
 """
 
 import math
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +18,9 @@ from jaxdfl.protocol import Network, Round, RoundKey
 from jaxdfl.topology.checks import require_clients, require_probability
 from jaxdfl.topology.graphs import Adjacency
 from jaxdfl.topology.weights import Rule, metropolis_hastings, validate
+from jaxdfl.topology.work import steady
 
 Weights = Float[Array, "clients clients"]
-Work = Callable[[RoundKey, Round], Float[Array, " clients"]]
 
 
 def fixed(weights: ArrayLike) -> Network:
@@ -127,30 +126,3 @@ def exponential_period(clients: int) -> int:
     """Rounds after which `one_peer_exponential` starts over: ceil(log2 clients), at least 1."""
     require_clients(clients)
     return max(1, math.ceil(math.log2(clients)))
-
-
-def steady(clients: int) -> Work:
-    """Everybody finishes all local steps."""
-    require_clients(clients)
-
-    def work(key: RoundKey, round: Round) -> Float[Array, " clients"]:
-        return jnp.ones(clients)
-
-    return work
-
-
-def stragglers(clients: int, fraction: float, share: float) -> Work:
-    """In each round round(fraction * clients) random clients finish only `share` of their local steps.
-
-    Raises:
-        ValueError: `clients` is below 1, or `fraction` or `share` is outside [0, 1].
-    """
-    require_clients(clients)
-    require_probability("fraction", fraction)
-    require_probability("share", share)
-    shares = jnp.where(jnp.arange(clients) < round(fraction * clients), share, 1.0)
-
-    def work(key: RoundKey, round: Round) -> Float[Array, " clients"]:
-        return jax.random.permutation(jax.random.fold_in(key, round), shares)
-
-    return work

@@ -15,6 +15,8 @@ from jaxtyping import Array, Bool, Float, Key
 
 from jaxdfl.protocol import Network
 
+ROUNDING = 1e-6  # of how much the rows of a product of float32 weights differ, as a root of squares
+
 
 class Spectrum(NamedTuple):
     """How a network mixes in the mean round, in plain numbers."""
@@ -46,7 +48,7 @@ def spectrum(
     """The spectrum of a network, exact over one `period` if it has one (as `Topology` says), else over random rounds.
 
     The mean over a period says nothing of the order of its rounds: a one-peer exponential network of 2^k clients
-    agrees exactly after k rounds though its rho is above 0.
+    agrees exactly after k rounds though its rho is above 0 (`rounds_to_consensus` tells).
 
     Sampling: the slowest direction v is found on `samples` rounds, and rho is the mean of |W v|^2 over as many fresh
     rounds. Read off the rounds that chose v, rho comes out too high (by 0.01 for ten clients, p = 0.1 and 6000
@@ -79,6 +81,20 @@ def spectrum(
         links=float(links),
         connected=float(connected),
     )
+
+
+def rounds_to_consensus(network: Network, clients: int, period: int | None) -> int | None:
+    """Rounds after which all clients hold the mean whatever they held at first; None where one period is not enough.
+
+    All rows of the product of the weights from round 0 must agree to float32 rounding, which a long period also
+    reaches by contraction. `period` is the topology's: without one nothing is certain, which gives None too.
+    """
+    product, weights = np.eye(clients), jax.jit(network.weights)
+    for round in range(period or 0):
+        product = np.asarray(weights(jax.random.key(0), round), np.float64) @ product
+        if np.linalg.norm(product - product.mean(0)) < ROUNDING:
+            return round + 1
+    return None
 
 
 def recommended_period(rho: float) -> int:

@@ -1,5 +1,7 @@
 """Every topology by name, and what an impossible spec is told."""
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from jaxdfl.topology import RULES, TOPOLOGIES, build, validate
 from jaxdfl.topology import graphs as graph
 from jaxdfl.topology import weights as rules
+from jaxdfl.topology.spectrum import gap
 
 ARGUMENTS = {
     "erdos_renyi": ":0.3",
@@ -17,9 +20,23 @@ ARGUMENTS = {
     "random_regular": ":3",
     "small_world": ":4:0.2",
     "random_geometric": ":0.7",
+    "gap": ":0.3",
+    "hyper_hypercube": ":2",
+    "simple_base": ":1",
+    "base": ":2",
+    "equi_static": ":3",
+    "u_equi_static": ":3",
+    "equi_dynamic": ":0.5",
+    "u_equi_dynamic": ":0.5",
+    "mobility": ":0.1:0.4",
 }
 SPECS = [name + ARGUMENTS.get(name, "") for name in TOPOLOGIES]
 ROUNDS = 6
+
+
+@cache
+def mixing_of(spec, seed):
+    return rounds_of(build(spec, 8), jax.random.key(seed))
 
 
 def rounds_of(topology, key):
@@ -30,7 +47,7 @@ def rounds_of(topology, key):
 def test_a_topology_mixes_over_its_links_with_doubly_stochastic_weights(spec):
     """P1."""
     topology = build(spec, 8)
-    mixing = rounds_of(topology, jax.random.key(0))
+    mixing = mixing_of(spec, 0)
     validate(mixing)
     assert (mixing.diagonal(axis1=1, axis2=2) > 0).all()
     links = (mixing > 0).any(0) & ~np.eye(8, dtype=bool)
@@ -41,14 +58,22 @@ def test_a_topology_mixes_over_its_links_with_doubly_stochastic_weights(spec):
 
 
 @pytest.mark.parametrize("spec", SPECS)
+def test_every_round_keeps_the_mean_and_raises_no_disagreement(spec):
+    """P2 and P3."""
+    blocks = np.random.default_rng(0).normal(3.0, 1.0, (8, 20))
+    mixed = mixing_of(spec, 0).astype(np.float64) @ blocks  # [rounds, clients, 20]
+    np.testing.assert_allclose(mixed.mean(1), np.tile(blocks.mean(0), (ROUNDS, 1)), rtol=1e-6)
+    assert (mixed.var(1).sum(1) <= blocks.var(0).sum() * (1 + 1e-6)).all()
+
+
+@pytest.mark.parametrize("spec", SPECS)
 def test_weights_repeat_after_the_period_whatever_the_key(spec):
-    topology = build(spec, 8)
-    first, second = rounds_of(topology, jax.random.key(0)), rounds_of(topology, jax.random.key(1))
-    if topology.period is None:
+    period, first, second = build(spec, 8).period, mixing_of(spec, 0), mixing_of(spec, 1)
+    if period is None:
         assert (first != second).any()
     else:
         np.testing.assert_array_equal(first, second)
-        np.testing.assert_array_equal(first, first[np.arange(ROUNDS) % topology.period])
+        np.testing.assert_array_equal(first, first[np.arange(ROUNDS) % period])
 
 
 @pytest.mark.parametrize("spec", SPECS)
@@ -58,7 +83,22 @@ def test_every_topology_takes_every_rule_for_undirected_graphs(spec, rule):
     validate(topology.network.weights(jax.random.key(0), 0))
 
 
-@pytest.mark.parametrize("spec", ["complete", "isolated", "ring", "torus", "star", "chain", "hypercube", "tree"])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "complete",
+        "isolated",
+        "ring",
+        "torus",
+        "star",
+        "chain",
+        "hypercube",
+        "tree",
+        "base:1",
+        "equi_static:2",
+        "mobility:0.1:0.1",
+    ],
+)
 def test_one_client_keeps_what_it_has(spec):
     np.testing.assert_array_equal(build(spec, 1).network.weights(jax.random.key(0), 0), [[1.0]])
 
@@ -76,6 +116,11 @@ def test_erdos_renyi_at_its_ends_is_no_mixing_and_the_mean():
     np.testing.assert_array_equal(
         build("erdos_renyi:1", 10).network.weights(key, 0), np.full((10, 10), np.float32(0.1))
     )
+
+
+@pytest.mark.parametrize("value", [0.0, 0.25, 1.0])
+def test_the_gap_is_the_one_asked_for(value):
+    assert gap(build(f"gap:{value}", 7).network.weights(jax.random.key(0), 0)) == pytest.approx(value, abs=1e-6)
 
 
 def test_a_base_graph_keeps_its_own_parameters():
@@ -142,6 +187,13 @@ def test_a_file_that_does_not_fit_is_refused_with_its_name(tmp_path):
         ("random_links:0.3:isolated", 4, "'random_links:0.3:isolated' is not connected for 4 clients"),
         ("random_links:0.3:erdos_renyi:0.5", 4, "`base` .* must be a fixed graph, got 'erdos_renyi:0.5'"),
         ("random_links:0.3:exponential", 5, "`adjacency` must be symmetric"),
+        ("random_links:0.3:base:1", 6, "`base` .* must be a fixed graph, got 'base:1', which changes by itself"),
+        ("hyper_hypercube:1", 6, "no prime factor above 2, got 6 with 3 left over; .* or base:1, which exists for any"),
+        ("base:0", 6, "`degree` must be at least 1 neighbour, got 0"),
+        ("equi_static:1", 8, "'equi_static:1' is not connected for 8 clients and seed 0"),
+        ("equi_dynamic:1.5", 6, r"`eta` must lie in \(0, 1\], got 1.5"),
+        ("gap:1.5", 6, r"`value` must lie in \[0, 1\], got 1.5"),
+        ("mobility:0.1", 6, "`spec` must read 'mobility:speed:radius', got 'mobility:0.1'"),
     ],
 )
 def test_an_impossible_spec_is_answered_in_one_clear_line(spec, clients, message):
