@@ -33,7 +33,11 @@ BILINEAR = replace(
         *(f"dec_lora+packet_loss:{rate}{kind}" for kind in KINDS.values() for rate in RATES),
         "tad_lora",
         *(f"tad_lora+packet_loss:{rate}" for rate in RATES),
-        *(f"dec_lora+repeated:{times}+packet_loss:{LOSS}" for times in TIMES),
+        *(
+            f"dec_lora+repeated:{times}+packet_loss:{LOSS}{kind}"
+            for kind in ("", ":rule=compensate")
+            for times in TIMES
+        ),
         *(f"dec_lora+repeated:{times}" for times in TIMES[1:]),
     ),
     topologies=("ring",),
@@ -92,13 +96,13 @@ def counted(run: Record) -> bool:
 
 
 def loss(run: Record) -> str:
-    return f"dec_lora, {rate(run):.0%} lost"
+    rule = run["wrappers"].get("packet_loss", {}).get("rule", "self in place")
+    return f"dec_lora, {rate(run):.0%} lost, {rule}" if rate(run) else "dec_lora, nothing lost"
 
 
 def kind(run: Record) -> str:
     found = run["wrappers"].get("packet_loss", {})
-    ways = "both ways" if found.get("symmetric") else {"rule": found.get("rule", "self in place")}["rule"]
-    return f"{run['name']}, {ways.replace('_', ' ')}"
+    return f"{run['name']}, {'both ways' if found.get('symmetric') else found.get('rule', 'self in place')}"
 
 
 if __name__ == "__main__":

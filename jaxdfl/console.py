@@ -38,6 +38,7 @@ def show_setup(manifest: Mapping[str, Any]) -> None:
         "data": f"{data['train']['examples']} examples of {data['length']} tokens from {data['source']}",
         "validation": f"{validation['examples']} examples from {validation['source']}",
         "clients": f"{settings['clients']}, partition {settings['partition']}",
+        "work": "" if settings["work"] == "steady" else f"{settings['work']} (share of local steps finished)",
         "training": f"{settings['rounds']} rounds x {settings['local_steps']} steps x {settings['batch_size']} "
         f"examples, {settings['optimizer']} {settings['learning_rate']:g} ({settings['learning_rate_schedule']}), "
         f"moments {settings['moments'].replace('_', ' ')}",

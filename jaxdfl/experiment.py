@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from jaxdfl import checkpoint, console, report
 from jaxdfl.data.batches import plan
@@ -20,12 +19,11 @@ from jaxdfl.methods.schedules import nothing
 from jaxdfl.prepare import Prepared, Run, prepare
 from jaxdfl.problems import seed_keys
 from jaxdfl.settings import Settings, make_optimizer, make_step_scale, parse
-from jaxdfl.simulate.rounds import adapters, init, measure
+from jaxdfl.simulate.rounds import measure
 from jaxdfl.simulate.run import Advance, Stop, make_advance, simulate
 from jaxdfl.topology import build
 from jaxdfl.topology.spectrum import recommended_period
 from jaxdfl.trackers import environment
-from jaxdfl.trees import stack
 
 _measure = jax.jit(measure, static_argnums=0)
 
@@ -73,21 +71,17 @@ def execute(prepared: Prepared, command: Sequence[str]) -> report.Summary:
 
 def _simulate(prepared: Prepared, run: Run, advance: Advance, record: Callable[[Stop, dict[str, float]], None]) -> None:
     settings, problem, method = prepared.settings, prepared.problem, prepared.method(run)
-    keys, start, topology = seed_keys(run.seed), problem.seeded(run.seed), prepared.topologies.get(run.topology)
-    if topology is None:  # pooled
-        start = start._replace(parts=[np.sort(np.concatenate(start.parts))])
-        topology = build("isolated", 1)
+    start, batches = prepared.seeded(run), seed_keys(run.seed).batches
+    topology = prepared.topologies.get(run.topology) or build("isolated", 1)  # pooled: one client
 
     def at_stop(stop: Stop) -> None:
         measured = {name: float(x) for name, x in _measure(code, stop.state).items()}
-        record(stop, {**problem.scores(start, adapters(method, stop.state)), **measured})
+        record(stop, {**problem.scores(start, code, stop.state), **measured})
 
     code = method._replace(trains=nothing, shares=nothing)  # what differs in schedules alone measures alike
-    blocks = stack(start.blocks, len(start.parts))
     state = simulate(
-        advance, method, topology.network, start.frozen,
-        init(keys.rounds, blocks, method, make_optimizer(settings), base=start.base), problem.examples,
-        lambda rounds: plan(keys.batches, start.parts, rounds, settings.local_steps, settings.batch_size),
+        advance, method, topology.network, start.frozen, prepared.init(run), problem.examples,
+        lambda rounds: plan(batches, start.parts, rounds, settings.local_steps, settings.batch_size),
         rounds=settings.rounds, every=settings.eval_every, stop=at_stop,
     )  # fmt: skip
     if settings.checkpoints:

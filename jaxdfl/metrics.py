@@ -39,16 +39,17 @@ def over_clients(name: str, clients: np.ndarray, average_model: np.ndarray, aver
     deviation over the clients, and the score of the averaged adapter and of the averaged product. Without any counts (a
     model that diverged) a score is NaN.
     """
-    scores = _score(name, clients)
+    scores = score(name, clients)
     return {
         f"{name}_mean": float(scores.mean()),
         f"{name}_worst": float(scores.min()),
         f"{name}_std": float(scores.std()),
-        f"{name}_average_model": float(_score(name, average_model)),
-        f"{name}_average_product": float(_score(name, average_product)),
+        f"{name}_average_model": float(score(name, average_model)),
+        f"{name}_average_product": float(score(name, average_product)),
     }
 
 
-def _score(name: str, confusion: np.ndarray) -> Scores:
+def score(name: str, confusion: np.ndarray) -> Scores:
+    """A metric of confusion counts [..., classes, classes]; NaN where there are none."""
     with np.errstate(invalid="ignore"):
         return np.where(confusion.sum((-2, -1)) > 0, METRICS[name](confusion), np.nan)

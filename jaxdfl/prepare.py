@@ -6,20 +6,27 @@ Nothing is written before all of it has succeeded.
 import inspect
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import numpy as np
 
 from jaxdfl import methods
-from jaxdfl.methods import METHODS, POOLED
-from jaxdfl.problems import Problem, bilinear, text
+from jaxdfl.concentration import Keep, arbitrate, example_concentration
+from jaxdfl.data.partition import Partition
+from jaxdfl.methods import DEMANDS, METHODS, POOLED
+from jaxdfl.problems import Problem, Seeded, bilinear, seed_keys, text
 from jaxdfl.protocol import Method
-from jaxdfl.settings import Settings
-from jaxdfl.topology import build
+from jaxdfl.settings import Settings, arbiter_of, make_optimizer
+from jaxdfl.simulate.rounds import SimState, init
+from jaxdfl.topology import build, build_work
 from jaxdfl.topology.catalogue import Topology
 from jaxdfl.topology.spectrum import Spectrum, recommended_period, spectrum
+from jaxdfl.topology.work import Work
 from jaxdfl.trackers import RunFolder
+from jaxdfl.trees import stack
 
 NOBODY = "pooled"  # the topology of a method that has all data in one place
 SAMPLES = 4000  # rounds that a random network's spectrum is estimated on; fewer where clients are many
@@ -46,11 +53,16 @@ class Prepared(NamedTuple):
 
     def method(self, run: Run) -> Method:
         """The method of a run, on its network."""
-        settings = self.settings
-        return methods.build(
-            run.method, rho=_rho(self.spectra, run), learning_rate=settings.learning_rate,
-            local_steps=settings.local_steps,
-        )  # fmt: skip
+        return _method(self.settings, self.spectra, run)
+
+    def seeded(self, run: Run) -> Seeded:
+        """What the run's seed changes; one client has everybody's examples where the method pools them."""
+        start = self.problem.seeded(run.seed)
+        return start._replace(parts=[np.sort(np.concatenate(start.parts))]) if run.topology == NOBODY else start
+
+    def init(self, run: Run) -> SimState:
+        """The run's first state."""
+        return _init(self.settings, self.seeded(run), self.method(run), seed_keys(run.seed).rounds)
 
 
 def prepare(settings: Settings) -> Prepared:
@@ -61,17 +73,34 @@ def prepare(settings: Settings) -> Prepared:
     """
     out = Path(settings.out or f"runs/{settings.preset}-{datetime.now(UTC):%Y%m%d-%H%M%S}")
     RunFolder.check(out, settings.overwrite)
+    work = build_work(settings.work, settings.clients)
     topologies = {
-        spec: build(spec, settings.clients, rule=settings.mixing_rule, seed=settings.seeds[0])
+        spec: _working(build(spec, settings.clients, rule=settings.mixing_rule, seed=settings.seeds[0]), work)
         for spec in settings.topologies
     }
     spectra = {spec: _spectrum(topology) for spec, topology in topologies.items()}
     runs = list(_runs(settings))
     periods = {run: _period(run, _rho(spectra, run)) for run in runs}
+    for run in runs:
+        _demand(run, topologies)
 
     make = bilinear.problem if settings.task.partition(":")[0] == bilinear.NAME else text.problem
-    problem = make(settings)
+    problem = _arbitrated(make(settings), *arbiter_of(settings))
+    start = problem.seeded(settings.seeds[0])
+    for run in runs:
+        if run.seed == settings.seeds[0] and run.topology != NOBODY:  # may refuse the model, or so many clients
+            method = _method(settings, spectra, run)
+            jax.eval_shape(partial(_init, settings, start, method), seed_keys(run.seed).rounds)
     return Prepared(settings, runs, topologies, spectra, periods, problem, RunFolder(out, settings.overwrite))
+
+
+def _method(settings: Settings, spectra: dict[str, Spectrum], run: Run) -> Method:
+    rho = _rho(spectra, run)
+    return methods.build(run.method, rho=rho, learning_rate=settings.learning_rate, local_steps=settings.local_steps)
+
+
+def _init(settings: Settings, start: Seeded, method: Method, key: jax.Array) -> SimState:
+    return init(key, stack(start.blocks, len(start.parts)), method, make_optimizer(settings), base=start.base)
 
 
 def _runs(settings: Settings) -> Iterator[Run]:
@@ -81,6 +110,34 @@ def _runs(settings: Settings) -> Iterator[Run]:
             pooled = methods.parse(method)[0] in POOLED
             for topology in (NOBODY,) if pooled else settings.topologies:
                 yield Run(method, topology, seed)
+
+
+def _working(topology: Topology, work: Work) -> Topology:
+    return topology._replace(network=topology.network._replace(work=work))
+
+
+def _arbitrated(problem: Problem, keep: Keep, share: float) -> Problem:
+    """The problem with every client's examples restricted by PRISM's index at the first adapters."""
+    if keep == "all":
+        return problem
+
+    @cache
+    def parts(seed: int) -> Partition:
+        start = problem.seeded(seed)
+        scores = np.asarray(example_concentration(problem.loss, start.frozen, start.blocks, problem.examples))
+        return arbitrate(start.parts, scores, keep, share)
+
+    return problem._replace(seeded=lambda seed: problem.seeded(seed)._replace(parts=parts(seed)))
+
+
+def _demand(run: Run, topologies: dict[str, Topology]) -> None:
+    """Refuses a network that the run's method cannot use."""
+    demand = DEMANDS.get(methods.parse(run.method).name)
+    if demand is not None and run.topology in topologies:
+        try:
+            demand(topologies[run.topology].adjacency)
+        except ValueError as error:
+            raise ValueError(f"{run.method} on {run.topology}: {error}") from error
 
 
 def _spectrum(topology: Topology) -> Spectrum:

@@ -8,6 +8,7 @@ import csv
 import io
 import math
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from jaxdfl.trackers import read_manifest, read_rows
 Row = Mapping[str, Any]
 
 IDENTITY = ("method", "topology", "seed", "round")  # of a row; every other key is a quantity
+NAME = 24  # characters of a method on one line of a terminal
 FIRST_CHOICE = "dec_lora"  # baseline, where it was run
 FIGURES = {
     "cross_term": {"cross_term": "cross term"},
@@ -105,8 +107,15 @@ def table(summary: Summary) -> Table:
     for above, line in zip([None, *lines], lines, strict=False):
         if above and above[0] != line[0]:
             made.add_section()
-        made.add_row(*line)
+        made.add_row(*map(_broken, line[:2]), *line[2:])
     return made
+
+
+def _broken(name: str) -> str:
+    """A composition on several lines: one for each wrapper, or more where the settings are many."""
+    parts = name.replace("+", "\n+").splitlines()
+    lines = [line for part in parts for line in textwrap.wrap(part.replace(":", ": "), NAME)]
+    return "\n".join(lines).replace(": ", ":")
 
 
 def _summary(manifest: dict[str, Any], rows: Sequence[Row]) -> Summary:
@@ -160,7 +169,8 @@ def _facts(summary: Summary) -> list[str]:
     judged, worst = "relative distance to the best common adapter, less is better", "largest error"
     unit = ""
     if score.percent:
-        judged, worst = f"{data['classes']} classes; chance level {100 / data['classes']:.1f} %", "lowest accuracy"
+        chance, worst = 100 * data.get("chance", 1 / data["classes"]), "lowest accuracy"
+        judged = f"{data['classes']} classes; chance level {chance:.1f} %"
         unit = ", in percentage points"
     return [
         f"Model: {model['name']}",
@@ -175,7 +185,8 @@ def _cells(summary: Summary) -> tuple[list[str], list[list[str]]]:
     """Headers and rows of the table, as text."""
     score = summary.score
     columns = {"worst client": f"{score.name}_worst", "average model": f"{score.name}_average_model"}
-    means = [key for key in summary.lines[0].values if key.endswith("_mean") and key != f"{score.name}_mean"]
+    keys = dict.fromkeys(key for line in summary.lines for key in line.values)
+    means = [key for key in keys if key.endswith("_mean") and key != f"{score.name}_mean"]
     columns |= {key.removesuffix("_mean"): key for key in means}  # F1 and the like, where the task has them
     shown = {"form": score.form, "unit": score.unit}
     versus = f"vs {summary.baseline}"
@@ -256,7 +267,8 @@ def _draw(folder: Path, summary: Summary, metrics: Sequence[Row], rounds: Sequen
     titles = {spec: spec if value is None else f"{spec}  ($\\rho$ = {value:.2g})" for spec, value in rho.items()}
     folder.mkdir(exist_ok=True)
     score = summary.score
-    chance = 1 / summary.manifest["data"]["classes"] if score.percent else None
+    data = summary.manifest["data"]
+    chance = data.get("chance", 1 / data["classes"]) if score.percent else None
     label = f"mean {score.name} (%)" if score.percent else f"mean {score.name}"
     figures.draw(folder / f"{score.name}.png", metrics, {f"{score.name}_mean": label}, titles, chance)
     for name, labels in FIGURES.items():

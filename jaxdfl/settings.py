@@ -11,6 +11,7 @@ import optax
 import tyro
 
 from jaxdfl import methods
+from jaxdfl.concentration import Keep
 from jaxdfl.data.tasks import TASKS
 from jaxdfl.spelling import did_you_mean
 
@@ -24,9 +25,12 @@ class Settings:
     preset: str
     """Where the defaults below come from."""
     task: str
-    """mnli, sst2, qnli, qqp, rte, mrpc, cola, rotten_tomatoes (from a package) or natural_logic (generated)."""
+    """mnli, sst2, qnli, qqp, rte, mrpc, cola, rotten_tomatoes (from a package), natural_logic (generated), or
+    `bilinear:HETEROGENEITY`, a proving ground without text: regressions with one adapter, seconds a run. Several joined
+    by + give client i the task number i mod their number, each with its own rows of the head."""
     weights: str
-    """`demo` (all-MiniLM-L6-v2 from the demo extra), a local folder in Hugging Face layout, or a hub id."""
+    """`demo` (all-MiniLM-L6-v2 from the demo extra), a local folder in Hugging Face layout, or a hub id; `none` for
+    bilinear."""
     methods: tuple[str, ...]
     """For example `dec_lora`, `tad_lora:5` (period 5), `tad_lora` (period from the topology), or with wrappers in the
     order in which a message meets them: `tad_lora:5+event_triggered:0.1+packet_loss:0.2`."""
@@ -37,7 +41,13 @@ class Settings:
     Graphs drawn once for all rounds, such as `random_regular:4`, take the first seed."""
     clients: int = 10
     partition: str = "paper"
-    """`paper` (its label mixtures), `dirichlet:ALPHA`, `shards:N`, `quantity:P1,P2,...` or `iid`."""
+    """`paper` (its label mixtures), `dirichlet:ALPHA`, `shards:N`, `quantity:P1,P2,...`, `iid`; `own` for bilinear."""
+    work: str = "steady"
+    """Share of its local steps each client finishes: `steady`, `stragglers:FRACTION:SHARE` (who, is drawn each round),
+    `uneven:LOWEST` (fixed, from LOWEST to 1) or `random:LOWEST` (uniform in [LOWEST, 1], drawn each round)."""
+    arbiter: str = "all"
+    """Which of its own examples a client trains on: `all`; `concentrated:SHARE`, those whose gradients at the start are
+    most concentrated on few factors (PRISM's Gini index); or `diffuse:SHARE`, all but those."""
     rounds: int = 150
     local_steps: int = 20
     """Optimizer steps of each client in each round."""
@@ -51,8 +61,8 @@ class Settings:
     """Of adamw and lion."""
     clip: float | None = None
     """Largest gradient norm of one client; None does not clip."""
-    moments: Literal["kept", "reset_each_round", "reset_at_switch"] = "kept"
-    """Optimizer moments from round to round."""
+    moments: Literal["kept", "reset_each_round", "reset_at_switch", "rotated"] = "kept"
+    """Optimizer moments from round to round; `rotated` are kept, and turned with the factors that mixing turns."""
     rank: int = 8
     alpha: float = 16.0
     """The adapter's scale is alpha / rank."""
@@ -131,14 +141,18 @@ def check(settings: Settings) -> None:
             raise ValueError(f"`--{name}` is empty; name at least one.")
         if len(set(values)) < len(values):
             raise ValueError(f"`--{name}` names one twice: {' '.join(map(str, values))}.")
-    if settings.task not in TASKS:
-        hint = did_you_mean(settings.task, TASKS)
-        raise ValueError(f"unknown task {settings.task!r}.{hint} Known: {', '.join(TASKS)}.")
+    known = (*TASKS, "bilinear")
+    arbiter_of(settings)
+    if settings.task.partition(":")[0] != "bilinear":
+        for task in settings.task.split("+"):
+            if task not in TASKS:
+                raise ValueError(f"unknown task {task!r}.{did_you_mean(task, known)} Known: {', '.join(known)}.")
     for spec in settings.methods:
+        methods.parse(spec)
         try:
             methods.build(spec, rho=0.5, learning_rate=settings.learning_rate, local_steps=settings.local_steps)
         except ValueError as error:
-            raise ValueError(f"`--methods` {spec}: {error}") from None
+            raise ValueError(f"method {spec!r}: {error}") from None
     at_least_one = ["clients", "rounds", "local_steps", "batch_size", "rank", "eval_every", "client_chunk"]
     for name in [*at_least_one, "train_examples", "eval_examples"]:
         value = getattr(settings, name)
@@ -160,6 +174,24 @@ def check(settings: Settings) -> None:
             raise ValueError(f"`--targets`: {pattern!r} is no regular expression ({error}).") from None
     if settings.max_length < 8:
         raise ValueError(f"`--max-length` must be at least 8 tokens, got {settings.max_length}.")
+
+
+def arbiter_of(settings: Settings) -> tuple[Keep, float]:
+    """`diffuse:0.3` -> ("diffuse", 0.3).
+
+    Raises:
+        ValueError: neither `all` nor one side with a share in (0, 1).
+    """
+    side, colon, word = settings.arbiter.partition(":")
+    try:
+        share = float(word) if colon else 0.0
+    except ValueError:
+        share = -1.0
+    if (side == "all" and not colon) or (side in ("diffuse", "concentrated") and 0 < share < 1):
+        return side, share
+    raise ValueError(
+        f"`--arbiter` must be all, diffuse:SHARE or concentrated:SHARE with a share in (0, 1), got {settings.arbiter}."
+    )
 
 
 def make_optimizer(settings: Settings) -> optax.GradientTransformation:

@@ -12,7 +12,7 @@ FLOORS = {
     "trees": 1, "spelling": 1,
     "lora": 2, "topology": 2, "data": 2,
     "models": 3, "peft": 3, "mixing": 3,
-    "methods": 4, "metrics": 4, "diagnostics": 4,
+    "methods": 4, "metrics": 4, "diagnostics": 4, "concentration": 4, "objectives": 4,
     "simulate": 5,
     "checkpoint": 6, "settings": 6, "trackers": 6, "report": 6, "figures": 6, "doctor": 6,
     "console": 6, "problems": 6, "presets": 6, "studies": 6, "prepare": 6, "experiment": 6,

@@ -1,15 +1,22 @@
 """What each method trains and shares, round by round, and how a method is asked for by name."""
 
+import inspect
+import re
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdfl.methods import METHODS, POOLED, build, parse
+from jaxdfl.methods import METHODS, POOLED, WRAPPERS, build, parse
 from jaxdfl.methods.schedules import alternate, as_table, from_table
 from jaxdfl.mixing import everyone, gossip, packet_loss, repeated
 from jaxdfl.topology.spectrum import recommended_period
 
+STEPS = {"learning_rate": 0.01, "local_steps": 3}  # of the run, for methods that correct every gradient
+
+ROOT = Path(__file__).parents[1]
 # Blocks by round, as letters: a, b, h (the head).
 EXPECTED = {
     "local": (["abh"] * 6, [""] * 6),
@@ -22,10 +29,33 @@ EXPECTED = {
     "rolora:2": (["bh", "bh", "ah", "ah", "bh", "bh"], ["bh", "bh", "ah", "ah", "bh", "bh"]),
     "adf_lora": (["bh"] * 5 + ["ah"], ["abh"] * 6),
     "tad_lora:1": (["bh", "ah"] * 3, ["abh"] * 6),
+    "choco": (["abh"] * 6, ["abh"] * 6),
     "tad_lora:3": (["bh"] * 3 + ["ah"] * 3, ["abh"] * 6),
+    "conlora": (["bh"] * 6, ["b"] * 6),
+    "fedrot_lora": (["abh"] * 6, ["abh"] * 6),
+    "flora": (["abh"] * 6, ["abh"] * 6),
+    "fedex_lora": (["abh"] * 6, ["abh"] * 6),
+    "federa": (["abh"] * 6, ["abh"] * 6),
+    "decaf": (["abh"] * 6, ["abh"] * 6),
+    "flexlora": (["abh"] * 6, ["abh"] * 6),
+    "lora_fair": (["abh"] * 6, ["abh"] * 6),
+    "fedsvd": (["bh"] * 6, ["abh"] * 6),
+    "sum_product": (["abh"] * 6, ["abh"] * 6),
+    "product_sum": (["abh"] * 6, ["abh"] * 6),
+    "gradient_tracking": (["abh"] * 6, ["abh"] * 6),
+    "local_gradient_tracking": (["abh"] * 6, ["abh"] * 6),
+    "extra": (["abh"] * 6, ["abh"] * 6),
+    "nids": (["abh"] * 6, ["abh"] * 6),
+    "exact_diffusion": (["abh"] * 6, ["abh"] * 6),
+    "d2": (["abh"] * 6, ["abh"] * 6),
+    "flex_atc:0.3": (["abh"] * 6, ["abh"] * 6),
+    "quasi_global_momentum": (["abh"] * 6, ["abh"] * 6),
+    "push_sum": (["abh"] * 6, ["abh"] * 6),
+    "relay_sgd": (["abh"] * 6, ["abh"] * 6),
+    "sparse_orthogonal_lora": (["bh"] * 6, ["b"] * 6),
 }
 PLAIN = {  # methods that gossip and nothing else; the others bring a mixer of their own
-    "local", "centralized", "dec_lora", "ffa_lora", "fedsa_lora", "rolora", "adf_lora", "tad_lora",
+    "local", "centralized", "dec_lora", "ffa_lora", "fedsa_lora", "rolora", "adf_lora", "tad_lora", "conlora",
 }  # fmt: skip
 
 
@@ -40,7 +70,7 @@ def test_every_registered_method_is_described_here():
 
 @pytest.mark.parametrize("spec", EXPECTED)
 def test_a_method_trains_and_shares_what_its_paper_says(spec):
-    method, (trains, shares) = build(spec), EXPECTED[spec]
+    method, (trains, shares) = build(spec, **STEPS), EXPECTED[spec]
     assert letters(as_table(method.trains, 6)) == trains
     assert letters(as_table(method.shares, 6)) == shares
     assert (method.mixer is gossip()) == (spec.partition(":")[0] in PLAIN)
@@ -49,7 +79,7 @@ def test_a_method_trains_and_shares_what_its_paper_says(spec):
 @pytest.mark.parametrize("spec", EXPECTED)
 def test_a_table_is_the_schedule_it_was_made_from(spec):
     """Row by row, for whole numbers and for traced ones alike."""
-    for schedule in (build(spec).trains, build(spec).shares):
+    for schedule in (build(spec, **STEPS).trains, build(spec, **STEPS).shares):
         table = as_table(schedule, 9)
         rows = jax.jit(lambda t, table=table: from_table(table)(t))
         for t in range(9):
@@ -90,7 +120,7 @@ def test_wrappers_go_inside_a_method_that_mixes_in_a_way_of_its_own():
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("tad_lra", r"unknown method 'tad_lra'\. Did you mean 'tad_lora'\? Known: local, .*tad_lora\."),
+        ("tad_lra", r"unknown method 'tad_lra'\. Did you mean 'tad_lora'\? Known: local, .*tad_lora, .*\."),
         ("", "unknown method ''. Known: local"),
         ("xyzzy:3", "unknown method 'xyzzy'. Known: local"),
         ("dec_lora:5", "method 'dec_lora' takes no setting, got 'dec_lora:5'"),
@@ -131,3 +161,12 @@ def test_tad_lora_takes_its_period_from_the_network_unless_it_is_given():
 def test_every_method_is_built_on_a_known_network_from_its_name_alone(name):
     method = build(name, rho=0.5, learning_rate=0.01, local_steps=3)
     assert jnp.asarray(method.trains(0).b).dtype == bool
+
+
+def test_every_method_and_wrapper_has_its_row_in_the_readme_naming_its_file():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| \[`(\w+)[^`]*`\]\(([^)]+)\)", text, re.MULTILINE))
+    assert set(rows) == set(METHODS) | set(WRAPPERS)
+    for name, file in rows.items():
+        constructor = METHODS.get(name) or WRAPPERS[name]
+        assert inspect.unwrap(constructor).__module__.replace(".", "/") + ".py" == file

@@ -19,8 +19,24 @@ from jaxdfl.simulate.rounds import SimState, make_round
 CASES = {
     "repeated": ("repeated:2", "repeated:1"),
     "packet_loss": ("packet_loss:0.3", "packet_loss:0"),
+    "aligned": ("aligned:1.5", "aligned:0"),
+    "rayleigh": ("rayleigh:0", "rayleigh:inf"),
+    "noisy": ("noisy:0.01", "noisy:0"),
+    "over_the_air": ("over_the_air:20", "over_the_air:inf:truncation=0"),
+    "quantized": ("quantized:4", "quantized:32"),
+    "top_k": ("top_k:0.2", "top_k:1"),
+    "event_triggered": ("event_triggered:0.05", "event_triggered:0"),
+    "random_gossip": ("random_gossip:0.3", "random_gossip:1"),
+    "ef_hc": ("ef_hc:0.05:two_slice", "ef_hc:0"),
+    "work_weighted": ("work_weighted", "work_weighted:1"),  # a floor of all the work makes all equal
+    "salf": ("salf:0.5:true", "salf:0"),
+    "concentrated": ("concentrated:0.5", "concentrated:1"),
+    "attention": ("attention:0.5", "attention:inf"),
+    "ranks": ("ranks:1", f"ranks:{toy.RANK}"),
+    "renormalised": ("ranks:1+renormalised", "renormalised"),
 }
 BASES = ("dec_lora", "tad_lora", "fedavg_lora")
+MIX_PRODUCTS = {"decaf", "flexlora", "sum_product"}  # their mixer is one of products, so rows can't be averaged
 
 every_wrapper = pytest.mark.parametrize("name", WRAPPERS)
 over_three_methods = pytest.mark.parametrize("base", BASES)
@@ -30,9 +46,15 @@ def test_every_wrapper_has_its_case():
     assert set(CASES) == set(WRAPPERS)
 
 
+def partial_work(key, round):
+    """Half of the clients, drawn anew in each round, do one of their three local steps."""
+    return jnp.where(jax.random.bernoulli(key, 0.5, (toy.CLIENTS,)), 1.0, 1 / 3)
+
+
 @cache
 def compiled_round(spec):
-    return jax.jit(make_round(toy.loss, toy.ADAMW, toy.make(spec), toy.random_network()))
+    network = toy.random_network()._replace(work=partial_work)
+    return jax.jit(make_round(toy.loss, toy.ADAMW, toy.make(spec), network))
 
 
 @cache
@@ -97,5 +119,9 @@ def test_equal_wrappers_are_one_object_so_that_runs_share_a_program(name):
 @pytest.mark.parametrize("method", METHODS)
 def test_every_wrapper_goes_around_every_method(name, method):
     spec = f"{method}+{CASES[name][0]}"
+    if name == "renormalised" and method in MIX_PRODUCTS:
+        with pytest.raises(ValueError, match="`renormalised` averages rows of factors"):
+            toy.start(toy.make(spec))
+        return
     _, infos = toy.run(compiled_round(spec), toy.start(toy.make(spec)), toy.batches(rounds=2))
     assert all(np.isfinite(info["loss"]) for info in infos)

@@ -28,6 +28,11 @@ def only_b(round: Round) -> PerBlock:
     return PerBlock(a=False, b=True, head=True)
 
 
+def b_alone(round: Round) -> PerBlock:
+    """B and nothing else: A and the head stay personal."""
+    return PerBlock(a=False, b=True, head=False)
+
+
 def nothing(round: Round) -> PerBlock:
     """No block at all."""
     return PerBlock(a=False, b=False, head=False)

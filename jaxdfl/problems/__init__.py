@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxdfl.data.partition import Partition
-from jaxdfl.protocol import Base, PerBlock
-from jaxdfl.simulate.rounds import Loss
+from jaxdfl.protocol import Base, Method, PerBlock
+from jaxdfl.simulate.rounds import Loss, SimState
 
 
 class Seeded(NamedTuple):
@@ -29,7 +29,7 @@ class Problem(NamedTuple):
     loss: Loss  # of one client, one batch
     examples: Any  # on the device, leaves [examples, ...]
     seeded: Callable[[int], Seeded]  # may be asked for the same seed often, and for one seed after the other
-    scores: Callable[[Seeded, PerBlock], dict[str, float]]  # of the clients' adapters: the columns of a metrics row
+    scores: Callable[[Seeded, Method, SimState], dict[str, float]]  # columns of a metrics row
     chunk: int | None  # clients that train at a time; None: all
     model: dict[str, Any]  # identities, for the manifest
     data: dict[str, Any]

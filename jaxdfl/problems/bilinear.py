@@ -20,7 +20,7 @@ from jaxdfl.lora import effective_kernel, init_factors
 from jaxdfl.problems import Problem, Seeded, seed_keys
 from jaxdfl.protocol import PerBlock
 from jaxdfl.settings import Settings
-from jaxdfl.simulate.rounds import Loss
+from jaxdfl.simulate.rounds import Loss, adapters
 
 NAME = "bilinear"
 LAYERS = ("layers/0/map", "layers/1/map")  # side by side; two, so that a part of an adapter can be sent or lost
@@ -89,10 +89,10 @@ def loss(scale: float) -> Loss:
     return of_batch
 
 
-def errors(target: Float[Array, "layers d_out d_in"], scale: float, adapters: PerBlock) -> Float[Array, " clients"]:
+def errors(target: Float[Array, "layers d_out d_in"], scale: float, blocks: PerBlock) -> Float[Array, " clients"]:
     """||scale B_i A_i - W*||_F / ||W*||_F of every client, over both layers."""
     missed = [
-        scale * jnp.matmul(adapters.b[layer], adapters.a[layer], precision="highest") - target[place]
+        scale * jnp.matmul(blocks.b[layer], blocks.a[layer], precision="highest") - target[place]
         for place, layer in enumerate(LAYERS)
     ]
     return jnp.sqrt(sum(jnp.sum(jnp.square(each), axis=(1, 2)) for each in missed)) / jnp.linalg.norm(target)
@@ -136,7 +136,7 @@ def problem(settings: Settings) -> Problem:
         loss=loss(scale),
         examples=examples,
         seeded=seeded,
-        scores=lambda seeded, adapters: _scores(seeded.frozen.target, scale, adapters),
+        scores=lambda seeded, method, state: _scores(seeded.frozen.target, scale, adapters(method, state)),
         chunk=None,
         model={
             "name": f"bilinear {len(LAYERS)} x {D_OUT} x {D_IN}", "revision": None, "sha256": {},
@@ -155,14 +155,14 @@ def problem(settings: Settings) -> Problem:
 _errors = jax.jit(errors, static_argnums=1)
 
 
-def _scores(target: Array, scale: float, adapters: PerBlock) -> dict[str, float]:
-    of_clients = np.asarray(_errors(target, scale, adapters), np.float64)
+def _scores(target: Array, scale: float, blocks: PerBlock) -> dict[str, float]:
+    of_clients = np.asarray(_errors(target, scale, blocks), np.float64)
     return {
         "error_mean": float(of_clients.mean()),
         "error_worst": float(of_clients.max()),
         "error_std": float(of_clients.std()),
-        "error_average_model": float(_errors(target, scale, average(adapters))[0]),
-        "error_average_product": float(_errors(target, scale, average_product(adapters))[0]),
+        "error_average_model": float(_errors(target, scale, average(blocks))[0]),
+        "error_average_product": float(_errors(target, scale, average_product(blocks))[0]),
     }
 
 

@@ -11,10 +11,11 @@ from jaxtyping import Array, Float, Int, Key
 
 from jaxdfl.diagnostics import diagnose, disagreement, product_disagreement
 from jaxdfl.protocol import Base, Exchange, Info, Method, Network, PerBlock, Round
+from jaxdfl.simulate.moments import rotated
 from jaxdfl.trees import keep
 
 Loss = Callable[[Any, PerBlock, Any, Key[Array, ""]], Float[Array, ""]]  # (frozen, one client's blocks, batch, key)
-Moments = Literal["kept", "reset_each_round", "reset_at_switch"]
+Moments = Literal["kept", "reset_each_round", "reset_at_switch", "rotated"]
 START = 2**32 - 1  # folded into a run's key for the first factors; rounds count from 0 and stay below
 
 
@@ -117,8 +118,8 @@ def make_round(
         loss: of one client, one batch: (frozen, blocks, batch, key) -> scalar.
         optimizer: any optax transformation; each block has a state of its own.
         chunk: clients trained at a time; None trains all at once. Changes memory and speed, not the result.
-        moments: whether the optimizer's moments are kept from round to round, start afresh in each round, or start
-            afresh for a block that takes up training again.
+        moments: whether the optimizer's moments are kept from round to round, start afresh in each round, start afresh
+            for a block that takes up training again, or are kept and turned with the factors that mixing turns.
         clip: largest global norm of one client's gradient over the blocks that train; None does not clip.
         step_scale: factor on every update of a round: a learning-rate schedule by round.
 
@@ -157,7 +158,7 @@ def make_round(
         return *carry, values.sum()
 
     def moments_at_start(trains: PerBlock, state: SimState) -> PerBlock:
-        if moments == "kept":
+        if moments in ("kept", "rotated"):
             return state.opt
         fresh = _fresh(optimizer, state.blocks)
         if moments == "reset_each_round":
@@ -186,7 +187,10 @@ def make_round(
         before = _squared_disagreement(blocks)
         links = (weights != 0) & ~jnp.eye(clients, dtype=bool)
         exchange = Exchange(keys.mix, state.round, weights, links, work, shared)
-        blocks, mixer, counts = method.mixer.mix(exchange, blocks, state.mixer)
+        trained = blocks
+        blocks, mixer, counts = method.mixer.mix(exchange, trained, state.mixer)
+        if moments == "rotated":
+            opt = rotated(opt, trained, blocks)
         after = SimState(blocks, opt, mixer, state.round + 1, state.key)
         info = {
             "loss": losses.sum() / jnp.maximum(stacked.steps.sum(), 1),

@@ -1,0 +1,87 @@
+"""How well sentences are classified: every client, the averages, and experts where there are any."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdfl.data.multitask import Offsets, confusion_by_task
+from jaxdfl.diagnostics import average, average_product
+from jaxdfl.metrics import over_clients, score
+from jaxdfl.mixing.expert_bank import Bank
+from jaxdfl.models.classifier import Logits
+from jaxdfl.problems import Seeded
+from jaxdfl.protocol import Method
+from jaxdfl.simulate.evaluate import make_evaluate
+from jaxdfl.simulate.experts import gather, latent_codes, routed, word_means
+from jaxdfl.simulate.rounds import SimState, adapters
+
+Counts = np.ndarray  # confusion counts [..., classes, classes], true class first
+
+
+def scoring(
+    logits: Logits, examples: Any, validation: Any, offsets: Offsets, metric: str | None, chunk: int
+) -> Callable[[Seeded, Method, SimState], dict[str, float]]:
+    """The columns of a metrics row, from a state.
+
+    Of one task: its accuracy, and its own `metric`. Of several: accuracy of each client on its own task; `all_tasks` is
+    the clients' accuracy over all tasks, and so is that of the averages. Where a method keeps a bank of experts,
+    `routed_mean` is the clients' accuracy over all tasks when each input goes to the nearest expert they know.
+
+    Args:
+        examples: for training, leaves [examples, ...]: experts are known by what they were trained on.
+        validation: leaves [batches, batch, ...].
+        chunk: clients evaluated at a time.
+    """
+    evaluate = make_evaluate(logits, offsets[-1], chunk=chunk)
+    of_experts = make_evaluate(routed(logits, word_means, temperature=0.0), offsets[-1], chunk=chunk)
+
+    def scores(seeded: Seeded, method: Method, state: SimState) -> dict[str, float]:
+        seen = adapters(method, state)
+        with_average = jax.tree.map(lambda x, mean: jnp.concatenate([x, mean]), seen, average(seen))
+        counts = np.asarray(evaluate(seeded.frozen, with_average, validation))
+        product = np.asarray(evaluate(seeded.frozen, average_product(seen), validation))[0]
+        if metric is not None:
+            columns = of_one_task(metric, counts[:-1], counts[-1], product)
+        else:
+            columns = of_own_task(offsets, counts[:-1], counts[-1], product)
+        if isinstance(state.mixer, Bank):
+            known = latent_codes(word_means, seeded.frozen, examples, seeded.parts)
+            blocks = gather(state.blocks, state.mixer, known)
+            by_task = over_tasks(np.asarray(of_experts(seeded.frozen, blocks, validation)), offsets)
+            columns["routed_mean"] = float(by_task.mean())
+        return columns
+
+    return scores
+
+
+def of_one_task(metric: str, *counts: Counts) -> dict[str, float]:
+    """Accuracy, and the task's own metric where it has another."""
+    both = [over_clients(name, *counts) for name in dict.fromkeys(("accuracy", metric))]
+    return {name: value for each in both for name, value in each.items()}
+
+
+def of_own_task(offsets: Offsets, clients: Counts, average_model: Counts, average_product: Counts) -> dict[str, float]:
+    """Every client's accuracy on its own task; over all tasks that of the averages, and of the clients (all_tasks)."""
+    by_client, of_model, of_product = (over_tasks(each, offsets) for each in (clients, average_model, average_product))
+    own = by_client[np.arange(len(clients)), tasks_of_clients(len(clients), offsets)]
+    return {
+        "accuracy_mean": float(own.mean()),
+        "accuracy_worst": float(own.min()),
+        "accuracy_std": float(own.std()),
+        "accuracy_average_model": float(of_model.mean()),
+        "accuracy_average_product": float(of_product.mean()),
+        "all_tasks_mean": float(by_client.mean()),
+    }
+
+
+def over_tasks(counts: Counts, offsets: Offsets) -> np.ndarray:
+    """Accuracy on every task, [..., tasks]."""
+    return np.stack([score("accuracy", each) for each in confusion_by_task(counts, offsets)], axis=-1)
+
+
+def tasks_of_clients(clients: int, offsets: Offsets) -> list[int]:
+    """The number of each client's task: 0, 1, ..., 0, 1, ..."""
+    return [client % (len(offsets) - 1) for client in range(clients)]
