@@ -24,6 +24,7 @@ KINDS = {
     "both ways": ":symmetric=true",
     "one way, renormalised": ":rule=renormalise",
     "one way, compensated": ":rule=compensate",
+    "one way, differences compensated": ":rule=compensate_differences",
 }
 
 BILINEAR = replace(

@@ -50,8 +50,8 @@ def study(folder: Path) -> str:
     }
     panels = [
         Panel(
-            lambda run: average[run["method"]], judged.key, (f"bytes sent, {base}", judged.label), ("log", "linear"),
-            lines=kind, only=lambda run, base=base: run["name"] == base,
+            lambda run: average[run["method"]] / 1e6, judged.key, (f"MB sent, {base}", judged.label),
+            ("linear", "linear"), lines=kind, only=lambda run, base=base: run["name"] == base,
         )
         for base in bases
     ]  # fmt: skip

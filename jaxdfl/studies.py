@@ -7,6 +7,7 @@ over seeds (`draw`). `best_by` finds the setting that does best on each seed, so
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +25,8 @@ Of = Callable[[Record], Any]
 AVERAGED = ("cross_term", "disagreement_a", "disagreement_b", "disagreement_product")  # over rounds
 MARKERS = "os^Dv<>P"
 CONFIDENCE = 0.95
+FEW = 8  # values of a logarithmic axis that each get a tick of their own
+CHARACTERS = 14  # of a legend, on an inch
 
 
 class Interval(NamedTuple):
@@ -142,7 +145,7 @@ def table(title: str, headers: Sequence[str], rows: Iterable[Sequence[str]], *no
 def draw(path: Path, panels: Sequence[Panel], records: Sequence[Record], title: str = "") -> None:
     """Writes one figure as PNG: a line per group, its mean over seeds and the 95 % interval."""
     path.parent.mkdir(exist_ok=True)
-    figure = Figure(figsize=(4.2 * len(panels) + 0.4, 3.6), dpi=200, layout="constrained")
+    figure = Figure(figsize=(4.2 * len(panels) + 0.4, 3.6), dpi=130, layout="constrained")
     names: dict[str, int] = {}  # one colour for one name in all panels
     for place, panel in enumerate(panels):
         axes = figure.add_subplot(1, len(panels), place + 1)
@@ -155,8 +158,15 @@ def draw(path: Path, panels: Sequence[Panel], records: Sequence[Record], title: 
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             seen.setdefault(label, handle)
-    columns = min(len(seen), 3 * len(panels))
-    figure.legend(seen.values(), seen.keys(), loc="outside lower center", ncols=columns, frameon=False, fontsize=8.5)
+    columns = max(1, int(CHARACTERS * figure.get_figwidth() // (max(map(len, seen), default=1) + 6)))
+    figure.legend(
+        seen.values(),
+        seen.keys(),
+        loc="outside lower center",
+        ncols=min(columns, len(seen)),
+        frameon=False,
+        fontsize=8.5,
+    )
     if title:
         figure.suptitle(title, fontsize=10)
     figure.savefig(path, metadata={"Software": None})
@@ -176,12 +186,12 @@ def _line(axes: Axes, group: list[Record], panel: Panel, name: str, number: int)
 def _dress(axes: Axes, panel: Panel, xs: Sequence[float]) -> None:
     axes.set_xscale(panel.scales[0])
     axes.set_yscale(panel.scales[1])
-    if panel.scales[0] == "log" and xs[0] > 0 and xs[-1] / xs[0] < 1000:  # few and not wide apart: each says its value
+    if panel.scales[0] == "log" and len(xs) <= FEW and all(right >= 1.3 * left for left, right in pairwise(xs)):
         axes.set_xticks(xs, [format(x, "g") for x in xs])
         axes.minorticks_off()
     axes.set_xlabel(panel.labels[0], fontsize=9)
     axes.set_ylabel(panel.labels[1], fontsize=9)
-    axes.tick_params(labelsize=8)
+    axes.tick_params(labelsize=8, which="both")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="0.9", linewidth=0.6)
     axes.set_axisbelow(True)

@@ -13,7 +13,7 @@ from jaxdfl.mixing import gossip, noisy, packet_loss, rayleigh, repeated
 from jaxdfl.mixing.links import outage_rates, rayleigh_outage
 from jaxdfl.protocol import PerBlock
 
-RULES = ("self_substitution", "renormalise", "compensate")
+RULES = ("self_substitution", "renormalise", "compensate", "compensate_differences")
 W = np.asarray(toy.metropolis(jnp.float32(RING + np.diag(np.ones(3), 3) + np.diag(np.ones(3), -3))))
 DRAWS = 3000
 
@@ -51,6 +51,13 @@ def test_without_losses_repeated_aggregation_is_a_power_of_the_weights(rule):
 @pytest.mark.parametrize("rule", RULES[:2])
 def test_rows_sum_to_one_in_every_draw_unless_losses_are_compensated(rule):
     np.testing.assert_allclose(effective(packet_loss(gossip(), 0.4, rule)).sum(2), 1, atol=1e-6)
+
+
+def test_compensated_differences_expect_the_weights_and_keep_their_row_sums():
+    found = effective(packet_loss(gossip(), 0.4, "compensate_differences"))
+    assert_expected(found, W)
+    np.testing.assert_allclose(found.sum(2), 1, atol=1e-6)
+    assert found.std(0).max() > 0.1  # and the draws do differ
 
 
 def test_compensated_losses_expect_the_weights_and_break_their_row_sums():
@@ -126,7 +133,7 @@ def test_where_rows_sum_to_one_more_aggregations_never_hurt(rule):
 
 @every_rule
 def test_a_lost_message_is_paid_for(rule):
-    rate = 0.999 if rule == "compensate" else 1.0
+    rate = 0.999 if rule.startswith("compensate") else 1.0
     blocks = toy.blocks(spread=1.0)
     _, plain = mixed(W, blocks)
     _, info = mixed(W, blocks, mixer=packet_loss(gossip(), rate, rule))

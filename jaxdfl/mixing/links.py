@@ -12,6 +12,9 @@ sums over j != i:
   in one draw the row sums are not 1, so the spread of x_i is that of the blocks and not of the differences between
   clients, and agreement does not last.
 
+* `compensate_differences`: x_i <- x_i + sum w_ij e_ij / (1 - rate_ij) (x_j - x_i). The same expectation, and row sums
+  of one in every draw, so that agreement lasts; a weight on oneself may fall below zero for a round. Ours.
+
 Losses drawn for each direction apart make the column sums miss 1, so that the mean drifts under every rule. One draw
 for both directions (`symmetric`) under `self_substitution` leaves a symmetric W doubly stochastic, and the mean stays.
 
@@ -30,7 +33,7 @@ from jaxtyping import Array, Bool, Float, Key
 from jaxdfl.mixing.gossip import by_block
 from jaxdfl.protocol import Exchange, Info, Mixer, PerBlock, State
 
-Rule = Literal["self_substitution", "renormalise", "compensate"]
+Rule = Literal["self_substitution", "renormalise", "compensate", "compensate_differences"]
 
 
 @cache
@@ -44,8 +47,8 @@ def packet_loss(inner: Mixer, rate: float, rule: Rule = "self_substitution", sym
     """
     if not 0 <= rate <= 1:
         raise ValueError(f"`rate` must lie in [0, 1], got {rate}.")
-    if rate == 1 and rule == "compensate":
-        raise ValueError(f"`rate` must be below 1 for the rule 'compensate', got {rate}; use 'self_substitution'.")
+    if rate == 1 and rule.startswith("compensate"):
+        raise ValueError(f"`rate` must be below 1 for the rule {rule!r}, got {rate}; use 'self_substitution'.")
     return _lossy(inner, lambda clients: jnp.full((clients, clients), rate), rule, symmetric)
 
 
@@ -138,8 +141,10 @@ def _after(
 ) -> Float[Array, "m m"]:
     """What the receivers make of the losses; `arrives` is the probability that a message does."""
     kept = jnp.where(lost, 0, weights)
-    if rule == "compensate":
-        return jnp.where(lost, 0, weights / arrives)
+    if rule.startswith("compensate"):
+        raised = kept / arrives
+        apart = (weights - raised).sum(1) if rule == "compensate_differences" else jnp.zeros(len(weights))
+        return raised + jnp.diag(apart)
     if rule == "renormalise":
         heard, missing = kept.sum(1, keepdims=True), (weights - kept).sum(1, keepdims=True)
         # who hears nothing, itself included, has nothing to divide by
