@@ -17,7 +17,7 @@ from jaxdfl import methods
 from jaxdfl.concentration import Keep, arbitrate, example_concentration
 from jaxdfl.data.partition import Partition
 from jaxdfl.methods import DEMANDS, METHODS, POOLED
-from jaxdfl.problems import Problem, Seeded, bilinear, seed_keys, text
+from jaxdfl.problems import Problem, Seeded, bilinear, domains, seed_keys, text
 from jaxdfl.protocol import Method
 from jaxdfl.settings import Settings, arbiter_of, make_optimizer
 from jaxdfl.simulate.rounds import SimState, init
@@ -84,7 +84,9 @@ def prepare(settings: Settings) -> Prepared:
     for run in runs:
         _demand(run, topologies)
 
-    make = bilinear.problem if settings.task.partition(":")[0] == bilinear.NAME else text.problem
+    make = {bilinear.NAME: bilinear.problem, domains.NAME: domains.problem}.get(
+        settings.task.partition(":")[0], text.problem
+    )
     problem = _arbitrated(make(settings), *arbiter_of(settings))
     start = problem.seeded(settings.seeds[0])
     for run in runs:

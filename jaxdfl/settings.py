@@ -15,6 +15,7 @@ from jaxdfl.concentration import Keep
 from jaxdfl.data.tasks import TASKS
 from jaxdfl.spelling import did_you_mean
 
+OTHER_TASKS = ("bilinear", "domains")  # with settings of their own after a colon, which their problems read
 OPTIMIZERS = {"adamw": optax.adamw, "adam": optax.adam, "sgd": optax.sgd, "lion": optax.lion}
 
 
@@ -27,7 +28,8 @@ class Settings:
     task: str
     """mnli, sst2, qnli, qqp, rte, mrpc, cola, rotten_tomatoes (from a package), natural_logic (generated), or
     `bilinear:HETEROGENEITY`, a proving ground without text: regressions with one adapter, seconds a run. Several joined
-    by + give client i the task number i mod their number, each with its own rows of the head."""
+    by + give client i the task number i mod their number, each with its own rows of the head. `domains:SOURCE:TARGET`
+    learns the target task from labels of the source (ASDA's objective)."""
     weights: str
     """`demo` (all-MiniLM-L6-v2 from the demo extra), a local folder in Hugging Face layout, or a hub id; `none` for
     bilinear."""
@@ -141,9 +143,9 @@ def check(settings: Settings) -> None:
             raise ValueError(f"`--{name}` is empty; name at least one.")
         if len(set(values)) < len(values):
             raise ValueError(f"`--{name}` names one twice: {' '.join(map(str, values))}.")
-    known = (*TASKS, "bilinear")
+    known = (*TASKS, *OTHER_TASKS)
     arbiter_of(settings)
-    if settings.task.partition(":")[0] != "bilinear":
+    if settings.task.partition(":")[0] not in OTHER_TASKS:
         for task in settings.task.split("+"):
             if task not in TASKS:
                 raise ValueError(f"unknown task {task!r}.{did_you_mean(task, known)} Known: {', '.join(known)}.")

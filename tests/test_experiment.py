@@ -15,7 +15,7 @@ from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from safetensors.numpy import save_file
 
 from jaxdfl import experiment
-from jaxdfl.problems import text
+from jaxdfl.problems import backbone
 from jaxdfl.settings import Settings
 
 ROOT = Path(__file__).parents[1]
@@ -288,7 +288,7 @@ def refused(capsys, presets, argv):
 
 @pytest.mark.parametrize("argv", REFUSED)
 def test_a_mistake_is_refused_in_one_line_before_weights_are_loaded(argv, preset, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(text, "load", lambda *_: pytest.fail("weights were loaded"))
+    monkeypatch.setattr(backbone, "load", lambda *_: pytest.fail("weights were loaded"))
     message = refused(capsys, {"tiny": preset}, [*argv.split(), "--out", str(tmp_path / "run")])
     assert REFUSED[argv] in message
     assert not (tmp_path / "run").exists()
