@@ -27,16 +27,14 @@ OUT = Console(markup=False, highlight=False)  # paths and patterns may hold brac
 def show_setup(manifest: Mapping[str, Any]) -> None:
     """Says which model, data, device and networks the runs use."""
     settings, model, data, world = (manifest[name] for name in ("settings", "model", "data", "environment"))
-    validation, runs = data["validation"], manifest["runs"]
-    drawn = "random, common to all clients" if model["initialised"] else "from the checkpoint"
+    runs, note = manifest["runs"], "" if settings["arbiter"] == "all" else f", of which {settings['arbiter']} are kept"
     rows = {
         "model": f"{model['name']} ({model['architecture']}, {model['parameters'] / 1e6:.1f}M, {model['dtype']})",
         "note": model["note"],
-        "head": f"{drawn}, {settings['head']}",
-        "adapters": f"rank {settings['rank']}, alpha {settings['alpha']:g}, dropout {settings['lora_dropout']:g}, on "
-        + ", ".join(settings["targets"]),
-        "data": f"{data['train']['examples']} examples of {data['length']} tokens from {data['source']}",
-        "validation": f"{validation['examples']} examples from {validation['source']}",
+        "adapters": f"rank {settings['rank']}, alpha {settings['alpha']:g}",
+        "data": f"{data['train']['examples']} examples from {data['source']}{note}",
+        "score": data.get("score"),
+        **(_text_facts(settings, model, data) if "validation" in data else {}),
         "clients": f"{settings['clients']}, partition {settings['partition']}",
         "work": "" if settings["work"] == "steady" else f"{settings['work']} (share of local steps finished)",
         "training": f"{settings['rounds']} rounds x {settings['local_steps']} steps x {settings['batch_size']} "
@@ -68,6 +66,17 @@ def show_setup(manifest: Mapping[str, Any]) -> None:
         "rounds in which they connect all clients. T*: TAD-LoRA's period.",
         style="dim",
     )
+
+
+def _text_facts(settings: Mapping[str, Any], model: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, str]:
+    drawn = "random, common to all clients" if model["initialised"] else "from the checkpoint"
+    validation = data["validation"]
+    return {
+        "head": f"{drawn}, {settings['head']}",
+        "targets": f"{', '.join(settings['targets'])}; dropout {settings['lora_dropout']:g}",
+        "tokens": f"{data['length']} an example",
+        "validation": f"{validation['examples']} examples from {validation['source']}",
+    }
 
 
 @contextmanager

@@ -5,6 +5,7 @@ Nothing is written before all of it has succeeded.
 
 import inspect
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cache, partial
 from pathlib import Path
@@ -73,11 +74,9 @@ def prepare(settings: Settings) -> Prepared:
     """
     out = Path(settings.out or f"runs/{settings.preset}-{datetime.now(UTC):%Y%m%d-%H%M%S}")
     RunFolder.check(out, settings.overwrite)
-    work = build_work(settings.work, settings.clients)
-    topologies = {
-        spec: _working(build(spec, settings.clients, rule=settings.mixing_rule, seed=settings.seeds[0]), work)
-        for spec in settings.topologies
-    }
+    with _naming(f"`--work` {settings.work}"):
+        work = build_work(settings.work, settings.clients)
+    topologies = {spec: _topology(settings, spec, work) for spec in settings.topologies}
     spectra = {spec: _spectrum(topology) for spec, topology in topologies.items()}
     runs = list(_runs(settings))
     periods = {run: _period(run, _rho(spectra, run)) for run in runs}
@@ -92,7 +91,8 @@ def prepare(settings: Settings) -> Prepared:
     for run in runs:
         if run.seed == settings.seeds[0] and run.topology != NOBODY:  # may refuse the model, or so many clients
             method = _method(settings, spectra, run)
-            jax.eval_shape(partial(_init, settings, start, method), seed_keys(run.seed).rounds)
+            with _naming(f"{run.method} on {run.topology}"):
+                jax.eval_shape(partial(_init, settings, start, method), seed_keys(run.seed).rounds)
     return Prepared(settings, runs, topologies, spectra, periods, problem, RunFolder(out, settings.overwrite))
 
 
@@ -109,13 +109,24 @@ def _runs(settings: Settings) -> Iterator[Run]:
     """Seed by seed, since each has weights of its own."""
     for seed in settings.seeds:
         for method in settings.methods:
-            pooled = methods.parse(method)[0] in POOLED
+            pooled = methods.parse(method).name in POOLED
             for topology in (NOBODY,) if pooled else settings.topologies:
                 yield Run(method, topology, seed)
 
 
-def _working(topology: Topology, work: Work) -> Topology:
-    return topology._replace(network=topology.network._replace(work=work))
+@contextmanager
+def _naming(what: str) -> Iterator[None]:
+    """Says what an error is about."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from error
+
+
+def _topology(settings: Settings, spec: str, work: Work) -> Topology:
+    with _naming(f"`--topologies` {spec}"):
+        found = build(spec, settings.clients, rule=settings.mixing_rule, seed=settings.seeds[0])
+    return found._replace(network=found.network._replace(work=work))
 
 
 def _arbitrated(problem: Problem, keep: Keep, share: float) -> Problem:
@@ -127,7 +138,8 @@ def _arbitrated(problem: Problem, keep: Keep, share: float) -> Problem:
     def parts(seed: int) -> Partition:
         start = problem.seeded(seed)
         scores = np.asarray(example_concentration(problem.loss, start.frozen, start.blocks, problem.examples))
-        return arbitrate(start.parts, scores, keep, share)
+        with _naming(f"`--arbiter` {keep}:{share:g}"):
+            return arbitrate(start.parts, scores, keep, share)
 
     return problem._replace(seeded=lambda seed: problem.seeded(seed)._replace(parts=parts(seed)))
 
@@ -136,10 +148,8 @@ def _demand(run: Run, topologies: dict[str, Topology]) -> None:
     """Refuses a network that the run's method cannot use."""
     demand = DEMANDS.get(methods.parse(run.method).name)
     if demand is not None and run.topology in topologies:
-        try:
+        with _naming(f"{run.method} on {run.topology}"):
             demand(topologies[run.topology].adjacency)
-        except ValueError as error:
-            raise ValueError(f"{run.method} on {run.topology}: {error}") from error
 
 
 def _spectrum(topology: Topology) -> Spectrum:

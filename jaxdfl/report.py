@@ -166,8 +166,7 @@ def _facts(summary: Summary) -> list[str]:
     rounds = {line.rounds for line in summary.lines}
     when = f"after {rounds.pop()} rounds" if len(rounds) == 1 else "at the last evaluated round"
     spread = f"{most} seeds: mean ± standard deviation over seeds (n - 1)" if most > 1 else "One seed, so no spread"
-    judged, worst = "relative distance to the best common adapter, less is better", "largest error"
-    unit = ""
+    judged, worst, unit = data.get("score", ""), "largest error", ""
     if score.percent:
         chance, worst = 100 * data.get("chance", 1 / data["classes"]), "lowest accuracy"
         judged = f"{data['classes']} classes; chance level {chance:.1f} %"

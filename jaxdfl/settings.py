@@ -146,7 +146,10 @@ def check(settings: Settings) -> None:
     known = (*TASKS, *OTHER_TASKS)
     arbiter_of(settings)
     if settings.task.partition(":")[0] not in OTHER_TASKS:
-        for task in settings.task.split("+"):
+        tasks = settings.task.split("+")
+        if len(set(tasks)) < len(tasks):
+            raise ValueError(f"`--task` names one twice: {settings.task}.")
+        for task in tasks:
             if task not in TASKS:
                 raise ValueError(f"unknown task {task!r}.{did_you_mean(task, known)} Known: {', '.join(known)}.")
     for spec in settings.methods:

@@ -114,8 +114,14 @@ def test_an_experiment_runs_on_it_and_learns(tmp_path):
     ("argv", "message"),
     [
         (["--task", "bilinear:much"], "`--task` bilinear:HETEROGENEITY needs a number of at least 0"),
-        (["--partition", "iid"], "`--partition` must be `own`"),
-        (["--weights", "demo"], "`--weights` must be `none`"),
+        (["--partition", "iid"], "`--partition` means nothing for bilinear:1"),
+        (["--weights", "demo"], "`--weights` means nothing for bilinear:1"),
+        (["--lora-dropout", "0.1"], "`--lora-dropout` means nothing for bilinear:1"),
+        (["--work", "lazy"], "`--work` lazy: unknown work 'lazy'"),
+        (["--topologies", "erdos_renyi:2"], "`--topologies` erdos_renyi:2: `p` must lie in [0, 1]"),
+        (["--methods", "dec_lora+ranks:9"], "dec_lora+ranks:9 on erdos_renyi:0.1: `lowest`"),
+        (["--arbiter", "diffuse:2"], "`--arbiter` must be all, diffuse:SHARE or concentrated:SHARE"),
+        (["--task", "mnli+mnli"], "`--task` names one twice"),
         (["--rank", "17"], "`--rank` must lie in 1..16"),
     ],
 )

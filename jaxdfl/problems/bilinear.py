@@ -29,6 +29,12 @@ INPUTS = 256  # of each client
 NOISE = 0.1  # standard deviation of the noise on every output; those of the common part have deviation 1
 
 
+ONLY = {  # settings of other problems, with the one value that says nothing
+    "partition": "own", "weights": "none", "head": "frozen", "targets": ("query", "value"), "lora_dropout": 0.0,
+    "max_length": 128, "data_dir": None, "train_examples": None, "eval_examples": None, "dtype": "auto",
+}  # fmt: skip
+
+
 class Pairs(NamedTuple):
     """Inputs and outputs of both layers; leading axes are free."""
 
@@ -102,19 +108,17 @@ def problem(settings: Settings) -> Problem:
     """`bilinear:HETEROGENEITY`, with the rank and alpha of the settings.
 
     Raises:
-        ValueError: no such heterogeneity, a rank above the smaller side, or a partition (the clients' data is theirs).
+        ValueError: no such heterogeneity, a rank above the smaller side, or a setting that means nothing here.
     """
     heterogeneity = _heterogeneity(settings.task)
     if settings.rank > min(D_IN, D_OUT):
         raise ValueError(f"`--rank` must lie in 1..{min(D_IN, D_OUT)} for {settings.task}, got {settings.rank}.")
-    if settings.partition != "own":
-        raise ValueError(
-            f"`--partition` must be `own` for {settings.task}, whose clients draw their data; got {settings.partition}."
-        )
-    if settings.weights != "none":
-        raise ValueError(
-            f"`--weights` must be `none` for {settings.task}, which draws its own, got {settings.weights!r}."
-        )
+    for name, only in ONLY.items():
+        if (given := getattr(settings, name)) != only:
+            flag = "--" + name.replace("_", "-")
+            raise ValueError(
+                f"`{flag}` means nothing for {settings.task}, which makes its own data and model; got {given}."
+            )
     scale, clients = settings.alpha / settings.rank, settings.clients
     of_seed = {
         seed: draw(jax.random.fold_in(seed_keys(seed).head, 1), clients, settings.rank, heterogeneity)
@@ -144,9 +148,9 @@ def problem(settings: Settings) -> Problem:
             "parameters": len(LAYERS) * D_IN * D_OUT, "initialised": ["frozen"], "note": "", "dtype": "float32",
         },
         data={
-            "task": settings.task, "metric": "error", "source": "draws of the seed", "length": 1,
+            "task": settings.task, "metric": "error", "source": "draws of the seed",
+            "score": "relative distance to the best common adapter, less is better",
             "train": {"examples": clients * INPUTS},
-            "validation": {"source": "distance to the best common adapter", "examples": 0},
         },
         partitions={},
     )  # fmt: skip
