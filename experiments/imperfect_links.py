@@ -5,7 +5,7 @@ python experiments/imperfect_links.py --preset demo         generated sentence p
 python experiments/imperfect_links.py --preset minilm --data-dir DIR     real MNLI; wants a GPU
 
 Li et al. (arXiv 2405.12894) say that too many local aggregations over lossy links add up errors, so that some number
-of them is best. The second panel looks for it.
+of them is best. The third panel looks for it.
 """
 
 import sys
@@ -14,24 +14,18 @@ from pathlib import Path
 
 from jaxdfl import presets
 from jaxdfl.experiment import main
-from jaxdfl.studies import Panel, Record, draw, grouped, interval, judged_by, paired, records, said, table
+from jaxdfl.studies import SEEDS, Panel, Record, by_method, draw, judged_by, less_base, mean_of, records, table
 
 RATES = (0.1, 0.3, 0.5, 0.7)
 TIMES = (1, 2, 3, 5, 8)
 LOSS = 0.3  # at which aggregations are counted
-KINDS = {
-    "one way, self in place": "",
-    "both ways": ":symmetric=true",
-    "one way, renormalised": ":rule=renormalise",
-    "one way, compensated": ":rule=compensate",
-    "one way, differences compensated": ":rule=compensate_differences",
-}
+KINDS = ("", ":symmetric=true", ":rule=renormalise", ":rule=compensate", ":rule=compensate_differences")
 
 BILINEAR = replace(
     presets.BILINEAR,
     methods=(
         "dec_lora",
-        *(f"dec_lora+packet_loss:{rate}{kind}" for kind in KINDS.values() for rate in RATES),
+        *(f"dec_lora+packet_loss:{rate}{kind}" for kind in KINDS for rate in RATES),
         "tad_lora",
         *(f"tad_lora+packet_loss:{rate}" for rate in RATES),
         *(
@@ -61,23 +55,13 @@ def study(folder: Path) -> str:
             rate, "disagreement_product_over_rounds", ("messages lost", "disagreement of BA, mean over rounds"),
             lines=kind, only=once,
         ),
-        Panel(times, judged.key, ("aggregations a round", judged.label), lines=loss, only=counted),
+        Panel(times, judged.key, ("aggregations a round", judged.label), lines=lossiness, only=counted),
     ]  # fmt: skip
     present = [panel for panel in panels if len({panel.x(run) for run in runs if panel.only(run)}) > 1]
-    draw(folder / "figures" / "imperfect_links.png", present, runs)
-    rows = [
-        [
-            name,
-            said(interval([run[judged.key] for run in group])),
-            said(paired(runs, lambda run: run["method"], name, group[0]["name"], judged.key), "+.3f"),
-            said(interval([run["disagreement_product_over_rounds"] for run in group])),
-        ]
-        for name, group in grouped(runs, lambda run: run["method"]).items()
-    ]
+    missing = draw(folder / "figures" / "imperfect_links.png", present, runs)
+    rows = by_method(runs, mean_of(judged.key), less_base(judged.key), mean_of("disagreement_product_over_rounds"))
     headers = ["method", judged.label, "less without losses", "disagreement of BA, mean over rounds"]
-    return table(
-        "Imperfect links", headers, rows, "Intervals: 95 %, Student's t over seeds; differences within each seed."
-    )
+    return table("Imperfect links", headers, rows, SEEDS, missing)
 
 
 def rate(run: Record) -> float:
@@ -93,17 +77,17 @@ def once(run: Record) -> bool:
 
 
 def counted(run: Record) -> bool:
-    return run["name"] == "dec_lora" and (rate(run) == 0 or "repeated" in run["wrappers"])
+    return run["base"] == "dec_lora" and (rate(run) == 0 or "repeated" in run["wrappers"])
 
 
-def loss(run: Record) -> str:
+def lossiness(run: Record) -> str:
     rule = run["wrappers"].get("packet_loss", {}).get("rule", "self in place")
     return f"dec_lora, {rate(run):.0%} lost, {rule}" if rate(run) else "dec_lora, nothing lost"
 
 
 def kind(run: Record) -> str:
     found = run["wrappers"].get("packet_loss", {})
-    return f"{run['name']}, {'both ways' if found.get('symmetric') else found.get('rule', 'self in place')}"
+    return f"{run['base']}, {'both ways' if found.get('symmetric') else found.get('rule', 'self in place')}"
 
 
 if __name__ == "__main__":

@@ -38,8 +38,9 @@ def study(folder: Path) -> str:
         Panel(rho, "disagreement_product_over_rounds", (axis, "disagreement of BA, mean over rounds")),
         Panel(rho, "cross_term_over_rounds", (axis, "cross term, mean over rounds"), only=has_cross_term),
     ]
-    draw(folder / "figures" / "methods_by_topology.png", panels, on_a_network)
-    baseline = "dec_lora" if "dec_lora" in {run["method"] for run in runs} else runs[0]["method"]
+    missing = draw(folder / "figures" / "methods_by_topology.png", panels, on_a_network)
+    methods = grouped(on_a_network, lambda run: run["method"])
+    baseline = "dec_lora" if "dec_lora" in methods else next(iter(methods), "")
     networks = grouped(on_a_network, lambda run: run["topology"])
     rows = [
         [
@@ -50,10 +51,16 @@ def study(folder: Path) -> str:
                 for there in networks.values()
             ),
         ]
-        for name in grouped(on_a_network, lambda run: run["method"])
+        for name in methods
     ]
+    pooled = grouped((run for run in runs if run["rho"] is None), lambda run: run["method"])
+    anchors = (
+        f"{name}, all data in one place: {said(interval([run[judged.key] for run in group]))}."
+        for name, group in pooled.items()
+    )
     note = f"{judged.label}; then less {baseline}'s, within each seed. Intervals: 95 %, Student's t over seeds."
-    return table("Methods by topology", ["method", *networks], rows, note)
+    title, headers = "Methods by topology", ["method", *networks]
+    return table(title, headers, rows, note if baseline else "No method ran on a network.", *anchors, missing)
 
 
 def rho(run: Record) -> float:

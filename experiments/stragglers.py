@@ -13,7 +13,7 @@ from pathlib import Path
 
 from jaxdfl import presets
 from jaxdfl.experiment import main
-from jaxdfl.studies import Panel, Record, draw, grouped, interval, judged_by, paired, records, said, table
+from jaxdfl.studies import SEEDS, Panel, Record, by_method, draw, judged_by, less_base, mean_of, records, table
 
 FRACTIONS = (0.3, 0.6, 0.9)
 
@@ -41,17 +41,9 @@ def study(folder: Path) -> str:
         Panel(fraction, judged.key, (axis, judged.label), ("linear", "linear"), lines=kind),
         Panel(fraction, "disagreement_product_over_rounds", (axis, "disagreement of BA, mean over rounds"), lines=kind),
     ]
-    draw(folder / "figures" / "stragglers.png", panels, runs)
-    rows = [
-        [
-            name,
-            said(interval([run[judged.key] for run in group])),
-            said(paired(runs, lambda run: run["method"], name, group[0]["name"], judged.key), "+.3f"),
-        ]
-        for name, group in grouped(runs, lambda run: run["method"]).items()
-    ]
-    headers = ["method", judged.label, "less without stragglers"]
-    return table("Stragglers", headers, rows, "Intervals: 95 %, Student's t over seeds; differences within each seed.")
+    missing = draw(folder / "figures" / "stragglers.png", panels, runs)
+    rows = by_method(runs, mean_of(judged.key), less_base(judged.key))
+    return table("Stragglers", ["method", judged.label, "less without stragglers"], rows, SEEDS, missing)
 
 
 def fraction(run: Record) -> float:
@@ -60,7 +52,7 @@ def fraction(run: Record) -> float:
 
 def kind(run: Record) -> str:
     corrected = run["wrappers"].get("salf", {}).get("correction", False)
-    return run["name"] + (", corrected" if corrected else "")
+    return run["base"] + (", corrected" if corrected else "")
 
 
 if __name__ == "__main__":

@@ -4,17 +4,18 @@ python experiments/triggers.py                              a bilinear federatio
 python experiments/triggers.py --preset demo                generated sentence pairs, a 22.7M-parameter encoder, offline
 python experiments/triggers.py --preset minilm --data-dir DIR     real MNLI; wants a GPU
 
-Every line is one trigger at several settings, from silent to talkative; the further down on the left, the better.
-Under TAD-LoRA a resting factor only contracts, so its trigger should fall silent by itself.
+Every line is one trigger at several settings, from silent to talkative; the better the score at the same bytes, the
+better the trigger. Under TAD-LoRA a resting factor only contracts: does a trigger per block save more there?
 """
 
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 from jaxdfl import presets
 from jaxdfl.experiment import main
-from jaxdfl.studies import Panel, Record, draw, grouped, interval, judged_by, records, said, table
+from jaxdfl.studies import NONE, Panel, Record, by_method, draw, grouped, judged_by, mean_of, records, table
 
 THRESHOLDS = (0.001, 0.003, 0.01, 0.03, 0.1)
 
@@ -43,30 +44,32 @@ MINILM = replace(presets.MINILM, topologies=("ring",), methods=BILINEAR.methods)
 def study(folder: Path) -> str:
     """Score against bytes, a panel for each base method."""
     runs, judged = records(folder), judged_by(folder)
-    bases = list(grouped(runs, lambda run: run["name"]))
-    average = {
-        name: interval([run["bytes"] for run in group]).mean
-        for name, group in grouped(runs, lambda run: run["method"]).items()
-    }
+    on_a_network = [run for run in runs if run["rho"] is not None]  # the rest hold all data in one place
+    sent = {ran: mean_bytes(group) for ran, group in grouped(runs, method_there).items()}
     panels = [
         Panel(
-            lambda run: average[run["method"]] / 1e6, judged.key, (f"MB sent, {base}", judged.label),
-            ("linear", "linear"), lines=kind, only=lambda run, base=base: run["name"] == base,
+            lambda run: sent[method_there(run)] / 1e6, judged.key, (f"MB sent, {base}", judged.label),
+            ("linear", "linear"), lines=kind, only=lambda run, base=base: run["base"] == base,
         )
-        for base in bases
+        for base in grouped(on_a_network, lambda run: run["base"])
     ]  # fmt: skip
-    draw(folder / "figures" / "triggers.png", panels, runs)
-    rows = [
-        [
-            name,
-            said(interval([run[judged.key] for run in group])),
-            f"{average[name] / average[group[0]['name']]:.1%}",
-            said(interval([run["messages"] for run in group]), ".0f"),
-        ]
-        for name, group in grouped(runs, lambda run: run["method"]).items()
-    ]
+    missing = draw(folder / "figures" / "triggers.png", panels, on_a_network)
+    rows = by_method(runs, mean_of(judged.key), share_of_bytes, mean_of("messages", ".0f"))
     headers = ["method", judged.label, "bytes against always speaking", "messages"]
-    return table("Triggers", headers, rows, "Intervals: 95 %, Student's t over seeds.")
+    return table("Triggers", headers, rows, "Intervals: 95 %, Student's t over seeds.", missing)
+
+
+def share_of_bytes(group: list[Record], base: list[Record]) -> str:
+    always = mean_bytes(base) if base else 0.0
+    return f"{mean_bytes(group) / always:.1%}" if always else NONE
+
+
+def mean_bytes(runs: list[Record]) -> float:
+    return math.fsum(run["bytes"] for run in runs) / len(runs)
+
+
+def method_there(run: Record) -> tuple[str, str]:
+    return run["method"], run["topology"]
 
 
 def kind(run: Record) -> str:

@@ -2,6 +2,7 @@
 
 A study reads one record per run (`records`), groups them into lines, and draws each line's mean with a 95 % interval
 over seeds (`draw`). `best_by` finds the setting that does best on each seed, so that the best has an interval too.
+`by_method` makes a table's rows. A run that diverged has NaN for a score: it stays in means, and out of figures.
 """
 
 import math
@@ -22,15 +23,22 @@ from jaxdfl.trackers import read_manifest, read_rows
 
 Record = Mapping[str, Any]
 Of = Callable[[Record], Any]
+Column = Callable[[list[Record], list[Record]], str]  # what a cell says of a method's runs, and of its base's
 AVERAGED = ("cross_term", "disagreement_a", "disagreement_b", "disagreement_product")  # over rounds
 MARKERS = "os^Dv<>P"
 CONFIDENCE = 0.95
 FEW = 8  # values of a logarithmic axis that each get a tick of their own
 CHARACTERS = 14  # of a legend, on an inch
+NONE = "–"  # a cell without runs to fill it
+NO_FIGURE = "No figure: these runs have nothing to draw."
+SEEDS = "Intervals: 95 %, Student's t over seeds; differences within each seed."
 
 
 class Interval(NamedTuple):
-    """A mean over seeds with its 95 % confidence interval (Student's t); the ends are NaN for one seed."""
+    """A mean over seeds with its 95 % confidence interval (Student's t).
+
+    The ends are NaN for one seed, and everything is where there is none or where one of them diverged.
+    """
 
     mean: float
     low: float
@@ -60,8 +68,9 @@ class Panel(NamedTuple):
 def records(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """One record per run, with the columns of its last evaluated row, and
 
-    `name`, `settings`, `wrappers` of its method, taken apart; `period` T; `rho` of its topology; and for the
-    diagnostics of `AVERAGED` `NAME_over_rounds`, the mean over all rounds.
+    `name`, `settings`, `wrappers` of its method, taken apart; its `base`, the method as asked for without wrappers;
+    `period` T; `rho` and `recommended_period` of its topology, None where there is none; and for the diagnostics of
+    `AVERAGED` `NAME_over_rounds`, the mean over all rounds. A number that is not finite (null in the rows) is NaN.
 
     Raises:
         ValueError: a file is missing or broken.
@@ -71,19 +80,16 @@ def records(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     last = {_run(row): row for row in sorted(read_rows(folder / "metrics.jsonl"), key=lambda row: row["round"])}
     sums: dict[tuple, list[Record]] = {}
     for row in rounds:
-        sums.setdefault(_run(row), []).append(row)
+        sums.setdefault(_run(row), []).append(_numbers(row))
     found = []
     for run in manifest["runs"]:
         name, settings, wrappers = parse(run["method"])
-        means = {
-            f"{key}_over_rounds": float(
-                np.mean([math.nan if row[key] is None else row[key] for row in sums[_run(run)]])
-            )
-            for key in AVERAGED
-        }
-        rho = manifest["topologies"].get(run["topology"], {}).get("rho")
+        means = {f"{key}_over_rounds": float(np.mean([row[key] for row in sums[_run(run)]])) for key in AVERAGED}
         parts = {"name": name, "settings": settings, "wrappers": {part.name: part.settings for part in wrappers}}
-        found.append({**last[_run(run)], **means, **parts, "period": run["period"], "rho": rho})
+        network = manifest["topologies"].get(run["topology"], {})
+        network = {key: network.get(key) for key in ("rho", "recommended_period")}
+        base = run["method"].partition("+")[0]
+        found.append({**_numbers(last[_run(run)]), **means, **parts, "base": base, "period": run["period"], **network})
     return found
 
 
@@ -95,8 +101,11 @@ def judged_by(folder: str | os.PathLike[str]) -> Judged:
 
 def interval(values: Sequence[float]) -> Interval:
     """Mean and confidence interval of independent values."""
-    count, mean = len(values), float(np.mean(values))
-    if count < 2:
+    count = len(values)
+    if count == 0 or not np.all(np.isfinite(values)):
+        return Interval(math.nan, math.nan, math.nan, count)
+    mean = float(np.mean(values))
+    if count == 1:
         return Interval(mean, math.nan, math.nan, count)
     half = float(student.ppf((1 + CONFIDENCE) / 2, count - 1) * np.std(values, ddof=1) / math.sqrt(count))
     return Interval(mean, mean - half, mean + half, count)
@@ -117,9 +126,10 @@ def curve(records: Iterable[Record], x: Of, y: str) -> list[tuple[float, Interva
 
 
 def best_by(records: Iterable[Record], setting: Of, judged: Judged) -> dict[int, Any]:
-    """For each seed, the setting with the best score."""
+    """For each seed, the setting with the best score; a seed is left out where every setting diverged."""
     pick = max if judged.larger else min
-    seeds = grouped(records, lambda record: record["seed"])
+    finite = (record for record in records if math.isfinite(record[judged.key]))
+    seeds = grouped(finite, lambda record: record["seed"])
     return {seed: setting(pick(each, key=lambda record: record[judged.key])) for seed, each in seeds.items()}
 
 
@@ -131,29 +141,71 @@ def paired(records: Iterable[Record], of: Of, first: Any, second: Any, y: str) -
 
 
 def said(found: Interval, form: str = ".3g") -> str:
-    """`0.12 [0.10, 0.14]`: the mean and the interval; the mean alone for one seed."""
+    """`0.12 [0.10, 0.14]`: the mean and the interval; the mean alone for one seed.
+
+    A dash for no seed, and `n/a` where one diverged.
+    """
+    if found.seeds == 0:
+        return NONE
+    if not math.isfinite(found.mean):
+        return "n/a"
     mean, low, high = (format(value, form) for value in found[:3])
     return mean if found.seeds < 2 else f"{mean} [{low}, {high}]"
 
 
+def by_method(records: Iterable[Record], *columns: Column) -> list[list[str]]:
+    """A table's rows, one per method and topology: its name (with the topology if there are several), then `columns`.
+
+    A column gets the method's runs and those of its base on the same topology: none, if the base was not run.
+    """
+    networks = grouped(records, lambda record: record["topology"])
+    rows = []
+    for topology, there in networks.items():
+        methods = grouped(there, lambda record: record["method"])
+        for name, group in methods.items():
+            base = methods.get(group[0]["base"], [])
+            label = name if len(networks) == 1 else f"{name}, {topology}"
+            rows.append([label, *(column(group, base) for column in columns)])
+    return rows
+
+
+def mean_of(y: str, form: str = ".3g") -> Column:
+    """The column of y."""
+    return lambda group, base: said(interval([record[y] for record in group]), form)
+
+
+def less_base(y: str, form: str = "+.3f") -> Column:
+    """The column of y less the base's, within each seed."""
+    return lambda group, base: said(
+        paired([*group, *base], lambda record: record["method"], group[0]["method"], group[0]["base"], y), form
+    )
+
+
 def table(title: str, headers: Sequence[str], rows: Iterable[Sequence[str]], *notes: str) -> str:
-    """A Markdown table under a heading, with notes below."""
-    lines = [f"# {title}", "", _cells(headers), _cells(["---"] * len(headers)), *map(_cells, rows), "", *notes, ""]
-    return "\n".join(lines)
+    """A Markdown table under a heading, with a paragraph for each note that says something below."""
+    notes = tuple(line for note in notes if note for line in (note, ""))
+    return "\n".join(
+        [f"# {title}", "", _cells(headers), _cells(["---"] * len(headers)), *map(_cells, rows), "", *notes]
+    )
 
 
-def draw(path: Path, panels: Sequence[Panel], records: Sequence[Record], title: str = "") -> None:
-    """Writes one figure as PNG: a line per group, its mean over seeds and the 95 % interval."""
+def draw(path: Path, panels: Sequence[Panel], records: Sequence[Record]) -> str:
+    """Writes one figure as PNG: a line per group, its mean over seeds and the 95 % interval.
+
+    Leaves out points that an axis has no place for, and panels without a point. Without a panel there is no figure;
+    `NO_FIGURE` is returned then, for the words, and else the empty string.
+    """
+    drawn = [(panel, lines) for panel in panels if (lines := _points(panel, records))]
+    if not drawn:
+        return NO_FIGURE
     path.parent.mkdir(exist_ok=True)
-    figure = Figure(figsize=(4.2 * len(panels) + 0.4, 3.6), dpi=130, layout="constrained")
+    figure = Figure(figsize=(4.2 * len(drawn) + 0.4, 3.6), dpi=130, layout="constrained")
     names: dict[str, int] = {}  # one colour for one name in all panels
-    for place, panel in enumerate(panels):
-        axes = figure.add_subplot(1, len(panels), place + 1)
-        shown = list(filter(panel.only, records))
-        for name, group in grouped(shown, panel.lines).items():
-            number = names.setdefault(str(name), len(names))
-            _line(axes, group, panel, str(name), number)
-        _dress(axes, panel, sorted({panel.x(record) for record in shown}))
+    for place, (panel, lines) in enumerate(drawn):
+        axes = figure.add_subplot(1, len(drawn), place + 1)
+        for name, points in lines.items():
+            _line(axes, points, name, names.setdefault(name, len(names)))
+        _dress(axes, panel, sorted({x for points in lines.values() for x, _ in points}))
     seen: dict[str, Any] = {}
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
@@ -167,14 +219,30 @@ def draw(path: Path, panels: Sequence[Panel], records: Sequence[Record], title: 
         frameon=False,
         fontsize=8.5,
     )
-    if title:
-        figure.suptitle(title, fontsize=10)
     figure.savefig(path, metadata={"Software": None})
+    return ""
 
 
-def _line(axes: Axes, group: list[Record], panel: Panel, name: str, number: int) -> None:
+def _points(panel: Panel, records: Iterable[Record]) -> dict[str, list[tuple[float, Interval]]]:
+    """The panel's lines by name: the points of each that its axes have a place for, and no line without any."""
+
+    def fits(value: float, scale: str) -> bool:
+        return math.isfinite(value) and (scale != "log" or value > 0)
+
+    lines = {}
+    for name, group in grouped(filter(panel.only, records), panel.lines).items():
+        points = [
+            (x, found)
+            for x, found in curve(group, panel.x, panel.y)
+            if fits(x, panel.scales[0]) and fits(found.mean, panel.scales[1])
+        ]
+        if points:
+            lines[str(name)] = points
+    return lines
+
+
+def _line(axes: Axes, points: Sequence[tuple[float, Interval]], name: str, number: int) -> None:
     color, dash = COLORS[number % len(COLORS)], DASHES[number // len(COLORS) % len(DASHES)]
-    points = curve(group, panel.x, panel.y)
     xs, means = [x for x, _ in points], [found.mean for _, found in points]
     marker = MARKERS[number % len(MARKERS)]
     axes.plot(xs, means, color=color, linestyle=dash, marker=marker, markersize=4, linewidth=1.4, label=name)
@@ -199,6 +267,11 @@ def _dress(axes: Axes, panel: Panel, xs: Sequence[float]) -> None:
 
 def _cells(texts: Sequence[str]) -> str:
     return "| " + " | ".join(texts) + " |"
+
+
+def _numbers(row: Record) -> dict[str, Any]:
+    """The row with NaN for null."""
+    return {key: math.nan if value is None else value for key, value in row.items()}
 
 
 def _run(row: Record) -> tuple[str, str, int]:
