@@ -9,7 +9,7 @@ Every method meets the same graphs and batches for the same seed. T = 1 is alway
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -110,7 +110,7 @@ def best_on_average(periods: Mapping[int, list[Record]], judged: Judged) -> str:
     return f"T = {best}: " + said(paired(runs, period_of, best, 1, judged.key), "+.3f")
 
 
-def of(runs: list[Record], method: str) -> list[Record]:
+def of(runs: Sequence[Record], method: str) -> list[Record]:
     """The method's runs without wrappers; one where a period is asked for twice, by number and by the rule."""
     found = (run for run in runs if run["name"] == method and not run["wrappers"])
     return list({(run["topology"], run["seed"], run["period"]): run for run in found}.values())

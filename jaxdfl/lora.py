@@ -2,7 +2,7 @@
 
 A kernel here is stored as Flax stores it, `[d_in, d_out]`, so that `y = x @ kernel`. The factors are stored as
 the papers write them, A `[rank, d_in]` and B `[d_out, rank]`: the weight W0 + scale * B A of the papers is
-`kernel + scale * (B A)^T` here. `scale = alpha / rank` is applied in this file alone.
+`kernel + scale * (B A)^T` here.
 """
 
 import re

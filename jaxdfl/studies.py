@@ -2,7 +2,7 @@
 
 A study reads one record per run (`records`), groups them into lines, and draws each line's mean with a 95 % interval
 over seeds (`draw`). `best_by` finds the setting that does best on each seed, so that the best has an interval too.
-`by_method` makes a table's rows. A run that diverged has NaN for a score: it stays in means, and out of figures.
+`by_method` makes a table's rows. A run that diverged has NaN for a score: no mean hides it, and no figure shows it.
 """
 
 import math
@@ -99,7 +99,7 @@ def judged_by(folder: str | os.PathLike[str]) -> Judged:
     return Judged(f"{name}_mean", f"mean {name}", larger=name != "error")
 
 
-def interval(values: Sequence[float]) -> Interval:
+def interval(values: Sequence[float | int]) -> Interval:
     """Mean and confidence interval of independent values."""
     count = len(values)
     if count == 0 or not np.all(np.isfinite(values)):
@@ -122,7 +122,7 @@ def grouped(records: Iterable[Record], of: Of) -> dict[Any, list[Record]]:
 def curve(records: Iterable[Record], x: Of, y: str) -> list[tuple[float, Interval]]:
     """(x, interval of y over seeds) with x rising."""
     groups = grouped(records, x)
-    return [(each, interval([record[y] for record in groups[each]])) for each in sorted(groups)]
+    return [(float(each), interval([record[y] for record in groups[each]])) for each in sorted(groups)]
 
 
 def best_by(records: Iterable[Record], setting: Of, judged: Judged) -> dict[int, Any]:
@@ -154,17 +154,18 @@ def said(found: Interval, form: str = ".3g") -> str:
 
 
 def by_method(records: Iterable[Record], *columns: Column) -> list[list[str]]:
-    """A table's rows, one per method and topology: its name (with the topology if there are several), then `columns`.
+    """A table's rows, one per method and topology: its name (with the network if there are several), then `columns`.
 
     A column gets the method's runs and those of its base on the same topology: none, if the base was not run.
     """
-    networks = grouped(records, lambda record: record["topology"])
+    topologies = grouped(records, lambda record: record["topology"])
+    several = sum(there[0]["rho"] is not None for there in topologies.values()) > 1
     rows = []
-    for topology, there in networks.items():
+    for topology, there in topologies.items():
         methods = grouped(there, lambda record: record["method"])
         for name, group in methods.items():
             base = methods.get(group[0]["base"], [])
-            label = name if len(networks) == 1 else f"{name}, {topology}"
+            label = f"{name}, {topology}" if several and group[0]["rho"] is not None else name
             rows.append([label, *(column(group, base) for column in columns)])
     return rows
 

@@ -12,17 +12,12 @@ import jax
 import numpy as np
 import pytest
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
-from safetensors.numpy import save_file
 
 from jaxdfl import experiment
 from jaxdfl.problems import backbone
-from jaxdfl.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 GLUE = ROOT.parent / "shared" / "data" / "glue"
-WORDS = {0: ("dull", "poor", "sad"), 1: ("fine", "good", "glad")}
-VOCABULARY = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "film", "story", *WORDS[0], *WORDS[1])
-WIDTH, POSITIONS, CLIENTS = 16, 24, 4
 ROW = (  # design.md, section 3
     "method", "topology", "seed", "round", "loss", "accuracy_mean", "accuracy_worst", "accuracy_std",
     "accuracy_average_model", "disagreement_a", "disagreement_b", "disagreement_product", "cross_term", "messages",
@@ -44,53 +39,6 @@ def programs_compiled_once(tmp_path_factory):
         reset_cache()
         if settings is options:
             yield
-
-
-@pytest.fixture(scope="session")
-def weights(tmp_path_factory):
-    """A BERT in Hugging Face layout: config.json, model.safetensors, vocab.txt."""
-    folder, draw = tmp_path_factory.mktemp("weights") / "tiny-bert", np.random.default_rng(0)
-    folder.mkdir()
-    config = {
-        "model_type": "bert", "vocab_size": len(VOCABULARY), "hidden_size": WIDTH, "num_hidden_layers": 1,
-        "num_attention_heads": 2, "intermediate_size": 24, "max_position_embeddings": POSITIONS, "type_vocab_size": 2,
-    }  # fmt: skip
-    norms = {"embeddings.LayerNorm": WIDTH}
-    tables = {"word_embeddings": len(VOCABULARY), "position_embeddings": POSITIONS, "token_type_embeddings": 2}
-    layer = "encoder.layer.0."
-    linears = {f"{layer}attention.self.{name}": (WIDTH, WIDTH) for name in ("query", "key", "value")}
-    linears |= {f"{layer}attention.output.dense": (WIDTH, WIDTH), "pooler.dense": (WIDTH, WIDTH)}
-    linears |= {f"{layer}intermediate.dense": (24, WIDTH), f"{layer}output.dense": (WIDTH, 24)}
-    norms |= {f"{layer}attention.output.LayerNorm": WIDTH, f"{layer}output.LayerNorm": WIDTH}
-    tensors = {f"embeddings.{name}.weight": draw.normal(size=(rows, WIDTH)) for name, rows in tables.items()}
-    tensors |= {f"{name}.weight": draw.normal(size=shape) / WIDTH**0.5 for name, shape in linears.items()}
-    tensors |= {f"{name}.bias": np.zeros(shape[0]) for name, shape in linears.items()}
-    tensors |= {f"{name}.weight": np.ones(size) for name, size in norms.items()}
-    tensors |= {f"{name}.bias": np.zeros(size) for name, size in norms.items()}
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n")
-    save_file({f"bert.{name}": x.astype(np.float32) for name, x in tensors.items()}, folder / "model.safetensors")
-    return folder
-
-
-@pytest.fixture(scope="session")
-def data(tmp_path_factory):
-    """sst2 in the hub's columns and split names: 80 sentences to train on, 20 to validate."""
-    folder, draw = tmp_path_factory.mktemp("data"), np.random.default_rng(1)
-    (folder / "sst2").mkdir()
-    for split, count in (("train", 80), ("validation", 20)):
-        rows = [{"sentence": f"a {draw.choice(WORDS[i % 2])} film {i % 7}", "label": i % 2} for i in range(count)]
-        (folder / "sst2" / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
-
-
-@pytest.fixture(scope="session")
-def preset(weights, data):
-    return Settings(
-        preset="tiny", task="sst2", weights=str(weights), data_dir=str(data), methods=("dec_lora",),
-        topologies=("ring",), clients=CLIENTS, rounds=4, local_steps=2, batch_size=4, learning_rate=1e-2, rank=2,
-        max_length=16, eval_every=2, checkpoints=False,
-    )  # fmt: skip
 
 
 @pytest.fixture(scope="session")

@@ -110,9 +110,9 @@ def test_trees_are_trees(adjacency):
 @pytest.mark.parametrize(
     ("adjacency", "message"),
     [
-        (graphs.ring(6), "`adjacency` must be a tree for relay_sgd, got 6 links of 6 clients in 1 connected part; use"),
+        (graphs.ring(6), "the network must be a tree for relay_sgd, got 6 links of 6 clients in 1 connected part; use"),
         (graphs.isolated(3), "got 0 links of 3 clients in 3 connected parts"),
-        (graphs.exponential(5), "`adjacency` must be symmetric for relay_sgd, but 3 sends to 0 and not back"),
+        (graphs.exponential(5), "the network must be a tree for relay_sgd, with links both ways, but 3 sends to 0 and"),
     ],
 )
 def test_what_is_not_a_tree_is_refused_in_one_clear_line(adjacency, message):

@@ -6,7 +6,9 @@ goes with any method: `tad_lora:5+event_triggered:0.1+packet_loss:0.2`.
 Order: the wrappers stand in the order in which a message meets them, from the method to the wire. The leftmost decides
 first: there, a client that is not triggered stays silent, and what it does send may then be lost. In code that is
 `event_triggered(packet_loss(gossip(), 0.2), 0.1)`. A method that mixes in a way of its own (gradient tracking, say)
-sends its messages through all of them. Wrappers of a whole method (stragglers, ranks) act before all others.
+sends its messages through all of them. Wrappers of a whole method (stragglers, ranks) act before all others; `ranks`
+stands inside the other such, wherever the spec names it, so that what they remember is truncated. Orders that would run
+but mean nothing are refused: see `jaxdfl.methods.orders`.
 """
 
 import inspect
@@ -38,6 +40,7 @@ from jaxdfl.methods.local import local
 from jaxdfl.methods.local_gradient_tracking import local_gradient_tracking
 from jaxdfl.methods.lora_fair import lora_fair
 from jaxdfl.methods.nids import nids
+from jaxdfl.methods.orders import require_sense
 from jaxdfl.methods.push_sum import push_sum
 from jaxdfl.methods.quasi_global_momentum import quasi_global_momentum
 from jaxdfl.methods.ranks import ranks
@@ -155,9 +158,10 @@ def build(spec: str, **world: Any) -> Method:
     it the keyword-only arguments that its constructor names.
 
     Raises:
-        ValueError: see `parse`; or a setting out of its range.
+        ValueError: see `parse`; or a setting out of its range, or an order that makes no sense.
     """
     name, settings, wrappers = parse(spec)
+    require_sense(name, tuple(part.name for part in wrappers))
     on_links = [part for part in wrappers if wraps(WRAPPERS[part.name]) == "inner"]
     around = [part for part in wrappers if wraps(WRAPPERS[part.name]) == "method"]
 
@@ -174,6 +178,6 @@ def build(spec: str, **world: Any) -> Method:
     else:
         method = make(**settings, **given)
         method = method._replace(mixer=wrapped(method.mixer))
-    for part in reversed(around):
+    for part in sorted(reversed(around), key=lambda part: part.name != "ranks"):
         method = WRAPPERS[part.name](method, **part.settings)
     return method

@@ -2,8 +2,8 @@
 
 Yan, Yang, Tang, Shi, "FeDeRA: Efficient Fine-tuning of Language Models in Federated Learning Leveraging Weight
 Decomposition", 2024, arXiv 2404.18848.
-W0 = U S V^T; B = U_r S_r^(1/2), A = S_r^(1/2) V_r^T, and what stays frozen is W0 - scale B A, so that the first
-function is the pretrained one.
+W0 / scale = U S V^T; B = U_r S_r^(1/2), A = S_r^(1/2) V_r^T, and what stays frozen is W0 - scale B A, so that the first
+function is the pretrained one. (W0 / scale is factored, so that scale B A are W0's own leading directions, in full.)
 
 Departures: only the abstract could be read: the balanced split and the frozen difference are reconstructed. The paper
 averages the factors at a server; here they gossip, and a complete graph gives the average. The frozen difference is W0

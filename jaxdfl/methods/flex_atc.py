@@ -5,7 +5,8 @@ Communication Acceleration", 2026, arXiv 2602.16148.
 
     V = X + S + D,  Y = Wt V with probability p, else V,  D <- D + p (Y - V),  X+ = prox(Y)
 
-with Wt = (I + W) / 2 and S what local training moved the blocks by; D = -eta h for control variates h of sum zero.
+with Wt = (I + W) / 2 and S what local training moved the blocks by; D = eta h for ProxSkip's control variates h,
+of sum zero.
 
 Reconstructed: no more than the abstract could be read (probabilistic local updates, a common non-smooth term, steps
 that depend neither on the graph nor on p). For prox = 0 this is ProxSkip (Mishchenko, Malinovsky, Stich, Richtarik,

@@ -7,9 +7,10 @@ for Distributed Optimization over Time-Varying Graphs", 2016, arXiv 1607.03218 (
     X <- W (X + S + D),  D <- W (D + S) - S,  D = 0 at first
 
 S is what the round's local training moved the blocks by; -(S + D) is the tracker, whose mean over clients is that of
--S in every round. This is the correction form of the RelaySGD authors' code (C = -D / learning rate there), adapt then
-combine. With SGD and one local step S = -eta G, and on strongly convex losses with a small enough eta every client
-reaches the optimum of the mean loss, also where the graph changes from round to round.
+-S in every round. This is the correction form of the RelaySGD authors' code (its correction is D; beside a gradient it
+is C = D / learning rate), adapt then combine. With SGD and one local step S = -eta G, and on strongly convex losses
+with a small enough eta every client reaches the optimum of the mean loss, also where the graph changes from round to
+round.
 
 Departures: S stands for the gradient whatever the optimizer and the number of local steps (a pseudo-gradient); with
 Adam or more steps exactness is not claimed. The theory is about vectors: on LoRA factors the mean of the clients'

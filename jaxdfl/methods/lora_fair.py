@@ -29,7 +29,7 @@ Objective = Literal["squared", "cosine"]
 Product = Float[Array, "d_out rank"]  # P A^T: all of P that a change of B can meet
 Gram = Float[Array, "rank rank"]  # A A^T
 
-STEPS = 30  # of descent on the cosine; near its optimum each halves the distance at least
+STEPS = 30  # of descent on the cosine; at strength 0.01 they left up to 3e-4 of the optimal D, on random factors
 
 
 def lora_fair(strength: float = 0.01, objective: Objective = "squared") -> Method:
@@ -93,7 +93,8 @@ def likest(product: Product, size: Float[Array, ""], gram: Gram, b: Product, str
     """`STEPS` of descent from D = 0 on 1 - cos(P, (B + D) A) + strength ||D||_F^2, with `size` = ||P||_F.
 
     Each step goes to the minimum of a parabola above the objective: in Y = (B + D) A the cosine curves by less than
-    2 / ||Y||_F^2. D stays 0 where P or B A is zero, since the cosine is not defined there.
+    2 / ||Y||_F^2. The cosine does not tell c (B + D) from B + D, and along that scale the parabola is far too steep; so
+    each step ends at the c that makes ||D||_F least. D stays where P or B A is zero, since the cosine is not defined.
     """
     identity = jnp.eye(gram.shape[0], dtype=gram.dtype)
 
@@ -106,6 +107,9 @@ def likest(product: Product, size: Float[Array, ""], gram: Gram, b: Product, str
         turn = (jnp.sum(product * whole) / square * along - product) / (norm * jnp.sqrt(square))
         slope = turn + 2 * strength * change
         step = jnp.linalg.solve(2 / square * gram + 2 * strength * identity, slope.T).T
-        return jnp.where(defined, change - step, change), None
+        whole = b + change - step
+        overlap, square = jnp.sum(b * whole), jnp.sum(whole**2)
+        scale = jnp.where((overlap > 0) & (square > 0), overlap / jnp.where(square > 0, square, 1), 1)
+        return jnp.where(defined, scale * whole - b, change), None
 
     return jax.lax.scan(descend, jnp.zeros_like(b), length=STEPS)[0]

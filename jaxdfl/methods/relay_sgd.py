@@ -53,12 +53,15 @@ def require_tree(adjacency: Bool[np.ndarray, "clients clients"]) -> None:
     one_way = np.argwhere(adjacency & ~adjacency.T)
     if len(one_way):
         receiver, sender = one_way[0]
-        raise ValueError(f"`adjacency` must be symmetric for relay_sgd, but {sender} sends to {receiver} and not back.")
+        raise ValueError(
+            f"the network must be a tree for relay_sgd, with links both ways, but {sender} sends to {receiver} and not "
+            "back; use a chain, a star or a tree."
+        )
     graph = nx.from_numpy_array(adjacency)
     if not nx.is_tree(graph):
         parts = nx.number_connected_components(graph)
         raise ValueError(
-            f"`adjacency` must be a tree for relay_sgd, got {graph.number_of_edges()} links of {len(graph)} clients in "
+            f"the network must be a tree for relay_sgd, got {graph.number_of_edges()} links of {len(graph)} clients in "
             f"{parts} connected part{'s' if parts > 1 else ''}; use a chain, a star or a tree."
         )
 

@@ -105,7 +105,10 @@ def own_subspaces(orthogonality: Orthogonality, clusters: Clusters):
 
 @cache
 def sparsified(inner: Mixer, density: float, budget: Budget) -> Mixer:
-    """B <- S(B) before `inner`, and for good; sent as values and int32 places, or in full where that is shorter."""
+    """B <- S(B) before `inner`, and for good; sent as values and int32 places, or in full where that is shorter.
+
+    Never more is paid than a payload that is set outside (rows of a lower rank, say).
+    """
 
     def mix(exchange: Exchange, blocks: PerBlock, state: State) -> tuple[PerBlock, State, Info]:
         sizes = {path: b[0].size for path, b in blocks.b.items()}
@@ -120,6 +123,8 @@ def sparsified(inner: Mixer, density: float, budget: Budget) -> Mixer:
         sparse = {path: x.reshape(blocks.b[path].shape).astype(blocks.b[path].dtype) for path, x in sparse.items()}
         values = bytes_per_client({path: x[:, : kept[path]] for path, x in flat.items()})
         message = min(values + INDEX_BYTES * sum(kept.values()), bytes_per_client(flat))
+        if exchange.payload is not None:
+            message = jnp.minimum(message, exchange.payload.b)
         payload = PerBlock(0, message, 0)
         sparse_blocks = blocks._replace(b=keep(exchange.shared.b, sparse, blocks.b))
         return inner.mix(exchange._replace(payload=payload), sparse_blocks, state)

@@ -5,8 +5,9 @@ So R is chosen to bring one factor close to a reference (orthogonal Procrustes),
 Source, and what was read of it: see `jaxdfl.methods.fedrot_lora`. The references are ports of ours to a network that
 has no server, and so no global reference.
 
-What has no gauge is passed on as it is: the head, a factor whose partner is not shared, and what other methods send
-that is not a pair of factors.
+What has no gauge is passed on as it is: the head, and a factor whose partner is not shared. Whatever else comes as A
+and B is turned like factors, which breaks the sums of methods that send trackers or corrected models: specs of these
+are refused (`jaxdfl.methods.orders`).
 """
 
 from functools import cache

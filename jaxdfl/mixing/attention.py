@@ -55,8 +55,9 @@ def similarity(blocks: PerBlock, shared: PerBlock) -> Float[Array, "clients clie
         of_a = _gram(jnp.swapaxes(a, 1, 2), shared.a)
         of_b = _gram(blocks.b[path], shared.b)
         inner += jnp.einsum("ijrs,ijrs->ij", of_a, of_b, precision="highest")
-    size = jnp.sqrt(jnp.diag(inner))
-    return inner / jnp.maximum(size[:, None] * size, jnp.finfo(inner.dtype).tiny)
+    size = jnp.sqrt(jnp.maximum(jnp.diag(inner), 0))  # a square near 0 may round to less
+    cosine = inner / jnp.maximum(size[:, None] * size, jnp.finfo(inner.dtype).tiny)
+    return jnp.clip(cosine, -1, 1)
 
 
 def _gram(

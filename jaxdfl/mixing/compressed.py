@@ -14,7 +14,8 @@ Departures: copies start from the clients' blocks where these are all equal (nob
 else from 0 as in the paper. A client that sends to nobody in a round leaves its copy as it is. On a graph that changes,
 or where a message is lost, copies stay in step all the same: who was out of reach catches up at no cost.
 
-Whatever stands inside sends each block once in a round; `repeated` goes outside (`repeated:2+top_k:0.1`).
+Whatever stands inside sends each block once in a round; `repeated` goes outside (`repeated:2+top_k:0.1`). So do
+triggers, since a copy must not advance while its client is silent (`event_triggered:0.1+top_k:0.1`).
 """
 
 from collections.abc import Callable

@@ -46,7 +46,8 @@ def concentrated(inner: Mixer, share: float, step: float | None = None) -> Mixer
     Displacements are of factors, so which modules are sent depends on the gauge (A, B) -> (Q^-1 A, B Q). The first
     copies are the first blocks, which everybody knows where they are common. A client without links in a round leaves
     its copies as they are; on a changing graph everybody is taken to know the copies of whomever it meets, at no cost.
-    Beneath, a message that gets lost takes the receiver's view of the whole block with it for a round.
+    Beneath, a message that gets lost takes the receiver's view of the whole block with it for a round. `repeated` and
+    triggers go outside: inside, later hops go unpaid, and copies advance while their client is silent.
     A `share` of 1 with a `step` of 1 is `inner`.
 
     Bytes are those of the modules sent, by sender; the bit for each module that says which they are is left out.

@@ -142,7 +142,7 @@ def _after(
     """What the receivers make of the losses; `arrives` is the probability that a message does."""
     kept = jnp.where(lost, 0, weights)
     if rule.startswith("compensate"):
-        raised = kept / arrives
+        raised = kept / jnp.where(arrives > 0, arrives, 1)  # what never arrives is not kept
         apart = (weights - raised).sum(1) if rule == "compensate_differences" else jnp.zeros(len(weights))
         return raised + jnp.diag(apart)
     if rule == "renormalise":

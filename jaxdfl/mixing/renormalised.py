@@ -7,8 +7,10 @@ Heterogeneity", 2026, arXiv 2602.13486, which weighs partitions of the rank by t
 abstract alone could be read, and the equation is ours.
 
 The denominator is the inner mixer's own result for h, with the same key, so its weights are those that the messages
-met: a lost one counts in neither sum. Who holds what is known to all and costs nothing. Compression between here and
-the wire would compress h too: put it before. On a changing graph no mean of the holders is kept.
+met: a lost one counts in neither sum. Who holds what is known to all and costs nothing. So the inner weights must not
+depend on the values sent: compression, triggers, noise and attention go outside (`top_k:0.1+renormalised`), and methods
+that mix products have no rows to average (`jaxdfl.methods.orders` refuses both). On a changing graph no mean of the
+holders is kept.
 """
 
 from functools import cache
@@ -34,20 +36,10 @@ def renormalised(inner: Mixer) -> Mixer:
     """`inner`, with every row of A and column of B averaged over the senders who hold it.
 
     What is sent without both of its factors is averaged as ever.
-
-    Raises:
-        ValueError: in `init`, where `inner` mixes products and not factors, whose rows are not averaged one by one.
     """
 
     def init(blocks: PerBlock) -> Renormalised:
-        held = holders(blocks)
-        try:
-            jax.eval_shape(lambda: inner.mix(_anything(held), held, inner.init(held)))
-        except (TypeError, ValueError) as error:
-            raise ValueError(
-                "`renormalised` averages rows of factors, but this method's mixer (of products?) can't: leave it out."
-            ) from error
-        return Renormalised(inner.init(blocks), inner.init(held))
+        return Renormalised(inner.init(blocks), inner.init(holders(blocks)))
 
     def mix(exchange: Exchange, blocks: PerBlock, state: Renormalised) -> tuple[PerBlock, State, Info]:
         mixed, blocks_state, info = inner.mix(exchange, blocks, state.blocks)
@@ -72,10 +64,3 @@ def holders(blocks: PerBlock) -> PerBlock:
         b={path: h[:, None, :].astype(jnp.float32) for path, h in held.items()},
         head=jnp.ones((jax.tree.leaves(blocks)[0].shape[0], 1)),  # everybody holds the head
     )
-
-
-def _anything(blocks: PerBlock) -> Exchange:
-    """Some exchange of these blocks, to see what a mixer takes."""
-    clients = blocks.head.shape[0]
-    alone = jnp.eye(clients)
-    return Exchange(jax.random.key(0), jnp.int32(0), alone, alone > 1, jnp.ones(clients), PerBlock(True, True, True))

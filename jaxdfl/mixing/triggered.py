@@ -16,7 +16,8 @@ and models of all sizes. A, B and head have a trigger each (`per="client"`: one 
 
 All clients start from blocks that all know, so the first snapshots cost nothing (also where a method's own start gives
 every client others). Graphs may change: who meets a client whose last message went to others is sent its snapshot,
-once, and that is paid for. A message that is lost further out costs its receiver that round alone.
+once, and that is paid for. A message that is lost further out costs its receiver that round alone. `repeated` goes
+outside (`repeated:2+event_triggered:0.1`): inside, its later hops would forward what nobody paid for.
 """
 
 from functools import cache

@@ -1,5 +1,6 @@
 """Sentences and pairs from real tasks (or generated ones), learned by a frozen encoder with adapters."""
 
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -72,9 +73,15 @@ def problem(settings: Settings) -> Problem:
 
 
 def read(settings: Settings, name: str, split: str) -> Texts:
-    """One split of one task, as much of it as the settings ask for."""
+    """One split of one task, as much of it as the settings ask for.
+
+    Beside other tasks, one that needs no files (generated, or from a package) need not be in the data folder.
+    """
     limit = settings.train_examples if split == "train" else settings.eval_examples
-    return tasks.load(name, split, data_dir=settings.data_dir, limit=limit)
+    folder = settings.data_dir
+    if folder and name != settings.task and TASKS[name].glue is None and not (Path(folder) / name).exists():
+        folder = None
+    return tasks.load(name, split, data_dir=folder, limit=limit)
 
 
 def coded(tokenizer: PreTrainedTokenizerBase, texts: list[Texts], offsets: Offsets, max_length: int) -> Split:
