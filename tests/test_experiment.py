@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
+from tiny import CLIENTS, POSITIONS, VOCABULARY
 
 from jaxdfl import experiment
 from jaxdfl.problems import backbone
