@@ -20,7 +20,7 @@ from jaxdfl.data.partition import Partition
 from jaxdfl.methods import DEMANDS, METHODS, POOLED
 from jaxdfl.problems import Problem, Seeded, bilinear, domains, seed_keys, text
 from jaxdfl.protocol import Method
-from jaxdfl.settings import Settings, arbiter_of, make_optimizer
+from jaxdfl.settings import BILINEAR, DOMAINS, Settings, arbiter_of, make_optimizer
 from jaxdfl.simulate.rounds import SimState, init
 from jaxdfl.topology import build, build_work
 from jaxdfl.topology.catalogue import Topology
@@ -83,9 +83,7 @@ def prepare(settings: Settings) -> Prepared:
     for run in runs:
         _demand(run, topologies)
 
-    make = {bilinear.NAME: bilinear.problem, domains.NAME: domains.problem}.get(
-        settings.task.partition(":")[0], text.problem
-    )
+    make = {BILINEAR: bilinear.problem, DOMAINS: domains.problem}.get(settings.task.partition(":")[0], text.problem)
     problem = _arbitrated(make(settings), *arbiter_of(settings))
     start = problem.seeded(settings.seeds[0])
     for run in runs:

@@ -15,7 +15,10 @@ from jaxdfl.concentration import Keep
 from jaxdfl.data.tasks import TASKS
 from jaxdfl.spelling import did_you_mean
 
-OTHER_TASKS = ("bilinear", "domains")  # with settings of their own after a colon, which their problems read
+BILINEAR, DOMAINS = OTHER_TASKS = (
+    "bilinear",
+    "domains",
+)  # with settings of their own after a colon, which their problems read
 OPTIMIZERS = {"adamw": optax.adamw, "adam": optax.adam, "sgd": optax.sgd, "lion": optax.lion}
 
 

@@ -29,6 +29,11 @@ def wide(x: Array) -> Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
+def along(values: Array, x: Array) -> Array:
+    """`values`, whose axes are x's first ([clients], say), with axes of length one behind, to broadcast against x."""
+    return values.reshape(*values.shape, *(1,) * (x.ndim - values.ndim))
+
+
 def squared_norm(tree: Tree) -> Float[Array, ""]:
     """Sum of squares of all entries, in float32 at least; 0 for an empty tree."""
     return sum((jnp.sum(jnp.square(wide(x))) for x in jax.tree.leaves(tree)), jnp.float32(0))

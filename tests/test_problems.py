@@ -56,9 +56,7 @@ def test_two_domains_train_with_the_domain_adaptive_objective(preset, two_domain
         preset, tmp_path / "run", "--task", "domains:sst2:rotten_tomatoes", "--data-dir", str(two_domains),
         "--head", "trained", "--lora-dropout", "0.2", "--partition", "iid", "--seeds", "0", "1",
     )  # fmt: skip
-    assert manifest["data"]["validation"]["source"].endswith("rotten_tomatoes/validation.jsonl; 20 of 20, seed 0") or (
-        "rotten_tomatoes" in manifest["data"]["validation"]["source"]
-    )
+    assert "rotten_tomatoes/validation.jsonl" in manifest["data"]["validation"]["source"]
     assert {row["seed"] for row in rows} == {0, 1}
     assert all(row["accuracy_mean"] is not None for row in rows)
     first, last = (next(row for row in rows if row["round"] == number) for number in (0, 2))

@@ -163,7 +163,9 @@ def test_rows_that_are_not_held_stay_zero_in_a_composition_that_learns(spec):
 
 
 def test_renormalised_is_refused_around_a_mixer_of_products():
-    with pytest.raises(ValueError, match=r"mixer \(of products\?\) can't: leave it out"):
+    with pytest.raises(
+        ValueError, match="averages rows of factors, and this method mixes or corrects products; leave it out"
+    ):
         init(jax.random.key(0), blocks(), build("decaf+renormalised"), toy.ADAMW)
 
 

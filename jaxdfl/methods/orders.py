@@ -38,7 +38,7 @@ RULES = (
     Rule(
         PRODUCTS,
         ("renormalised",),
-        "`renormalised` averages rows of factors, which this method's mixer (of products?) can't: leave it out",
+        "`renormalised` averages rows of factors, and this method mixes or corrects products; leave it out",
     ),
     Rule(
         COMPRESSORS,

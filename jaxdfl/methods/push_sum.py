@@ -27,7 +27,7 @@ from jaxtyping import Array, Float
 from jaxdfl.methods.schedules import both_factors
 from jaxdfl.mixing.gossip import paid, weighted
 from jaxdfl.protocol import Exchange, Info, Method, Mixer, PerBlock
-from jaxdfl.trees import Tree, keep, wide
+from jaxdfl.trees import Tree, along, keep, wide
 
 
 class Pushed(NamedTuple):
@@ -58,7 +58,7 @@ def pushing() -> Mixer:
             received = weighted(shares, mass)
 
             def leaf(x: Array, x_start: Array) -> Array:
-                of, to = (m.reshape(-1, *(1,) * (x.ndim - 1)) for m in (mass, received))
+                of, to = (along(m, x) for m in (mass, received))
                 numerator = wide(x) + (of - 1) * wide(x_start)  # w X_start + S
                 return (weighted(shares, numerator) / to).astype(x.dtype)
 

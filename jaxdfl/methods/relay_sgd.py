@@ -33,7 +33,7 @@ from jaxtyping import Array, Bool, Int
 from jaxdfl.methods.schedules import both_factors
 from jaxdfl.mixing.gossip import by_block, paid
 from jaxdfl.protocol import Exchange, Info, Method, Mixer, PerBlock
-from jaxdfl.trees import Tree, keep, wide
+from jaxdfl.trees import Tree, along, keep, wide
 
 
 class Relayed(NamedTuple):
@@ -66,11 +66,6 @@ def require_tree(adjacency: Bool[np.ndarray, "clients clients"]) -> None:
         )
 
 
-def _spread(x: Array, ndim: int) -> Array:
-    """`x` with axes of length one behind, `ndim` in all."""
-    return x.reshape(*x.shape, *(1,) * (ndim - x.ndim))
-
-
 @cache
 def relaying(missing: Literal["left_out", "first"]) -> Mixer:
     """The equations above. A block that is not shared stays bit for bit, and so do its messages."""
@@ -95,11 +90,11 @@ def relaying(missing: Literal["left_out", "first"]) -> Mixer:
 
             def message(x: Array, old: Array) -> Array:
                 relayed = jnp.swapaxes((wide(x) + old.sum(1))[:, None] - old, 0, 1)
-                return relayed * _spread(scale, old.ndim).astype(old.dtype)
+                return relayed * along(scale, old).astype(old.dtype)
 
             def combine(x: Array, x_first: Array, received: Array) -> Array:
-                total = wide(x) + received.sum(1) + _spread(absent, x.ndim) * wide(x_first)
-                return (total / _spread(count + absent, x.ndim)).astype(x.dtype)
+                total = wide(x) + received.sum(1) + along(absent, x) * wide(x_first)
+                return (total / along(count + absent, x)).astype(x.dtype)
 
             new_sums = jax.tree.map(message, block, sums)
             return jax.tree.map(combine, block, first, new_sums), new_sums, new_counts

@@ -28,7 +28,7 @@ from jaxtyping import Array, Bool
 
 from jaxdfl.mixing.gossip import by_block
 from jaxdfl.protocol import Exchange, Info, Mixer, PerBlock, RoundKey, State
-from jaxdfl.trees import Tree, bytes_per_client, keep, wide
+from jaxdfl.trees import Tree, along, bytes_per_client, keep, wide
 
 
 class Compressor(NamedTuple):
@@ -104,7 +104,7 @@ def compressed(inner: Mixer, compressor: Compressor, step: float, feedback: bool
         def leaf(x: Array, sent: Array, heard: Array) -> Array:
             own = wide(sent)
             if not feedback:  # the client's own share of what it heard is x itself
-                own = wide(x) + _along(jnp.diag(exchange.weights), x) * (own - wide(x))
+                own = wide(x) + along(jnp.diag(exchange.weights), x) * (own - wide(x))
             return (wide(x) + step * (wide(heard) - own)).astype(x.dtype)
 
         mixed = PerBlock(*map(keep, exchange.shared, jax.tree.map(leaf, blocks, sent, heard), blocks))
@@ -153,12 +153,7 @@ def _squeezed(key: RoundKey, compressor: Compressor, blocks: PerBlock) -> PerBlo
 
 def _of_senders(links: Bool[Array, "clients clients"], moves: Tree) -> Tree:
     """The moves of those who send to anybody; 0 for the others."""
-    return jax.tree.map(lambda move: _along(links.any(0), move) * move, moves)
-
-
-def _along(values: Array, x: Array) -> Array:
-    """[clients] -> [clients, 1, ...], to multiply x [clients, ...]."""
-    return values.reshape(-1, *[1] * (x.ndim - 1))
+    return jax.tree.map(lambda move: along(links.any(0), move) * move, moves)
 
 
 def _common(x: Array) -> Array:

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxdfl.mixing.gossip import by_block
 from jaxdfl.protocol import Exchange, Info, Mixer, PerBlock, State
-from jaxdfl.trees import Tree, bytes_per_client, keep, wide
+from jaxdfl.trees import Tree, along, bytes_per_client, keep, wide
 
 
 def leading(energy: Float[Array, "modules clients"], share: float) -> Bool[Array, "modules clients"]:
@@ -72,7 +72,7 @@ def concentrated(inner: Mixer, share: float, step: float | None = None) -> Mixer
         leaves, tree = jax.tree.flatten(energy)
         chosen = leading(jnp.stack(leaves), share)
         sent = jax.tree.unflatten(tree, list(chosen))  # of [clients]
-        copies = jax.tree.map(lambda flags, x, y: jnp.where(_along(flags, x), x, y), sent, blocks, copies)
+        copies = jax.tree.map(lambda flags, x, y: jnp.where(along(flags, x), x, y), sent, blocks, copies)
 
         full = PerBlock(*map(bytes_per_client, blocks))
         size = PerBlock(*map(_bytes_sent, sent, blocks))
@@ -99,11 +99,6 @@ def _displacement(shared: Bool[Array, ""] | bool, links: Bool[Array, "m m"], blo
         return jnp.where(sends, jnp.square(wide(x) - wide(y)).sum(range(1, x.ndim)), 0)
 
     return jax.tree.map(squared, block, copies)
-
-
-def _along(flags: Bool[Array, " clients"], x: Array) -> Array:
-    """The flags, shaped to broadcast against a leaf [clients, ...]."""
-    return flags.reshape(-1, *[1] * (x.ndim - 1))
 
 
 def _bytes_sent(sent: Tree, block: Tree) -> Float[Array, " clients"] | float:

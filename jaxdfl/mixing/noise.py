@@ -17,7 +17,7 @@ from jaxtyping import Array
 
 from jaxdfl.mixing.gossip import by_block
 from jaxdfl.protocol import Exchange, Info, Mixer, PerBlock, RoundKey, State
-from jaxdfl.trees import Tree, keep, wide
+from jaxdfl.trees import Tree, along, keep, wide
 
 
 @cache
@@ -49,7 +49,7 @@ def disturbed(key: RoundKey, blocks: PerBlock, deviations: PerBlock, shared: Per
     def disturb(block: Tree, keys: Tree, deviation: Array) -> Tree:
         def leaf(x: Array, key: Array) -> Array:
             draw = jax.random.normal(key, x.shape, wide(x).dtype)
-            return (wide(x) + deviation.reshape(-1, *[1] * (x.ndim - 1)) * draw).astype(x.dtype)
+            return (wide(x) + along(deviation, x) * draw).astype(x.dtype)
 
         return jax.tree.map(leaf, block, keys)
 

@@ -29,7 +29,7 @@ from jaxtyping import Array, Float
 
 from jaxdfl.mixing.gossip import by_block
 from jaxdfl.protocol import Exchange, Info, Mixer, PerBlock, State
-from jaxdfl.trees import Tree, keep, wide
+from jaxdfl.trees import Tree, along, keep, wide
 
 EACH = (PerBlock(True, False, False), PerBlock(False, True, False), PerBlock(False, False, True))
 POWERS = {"none": 0.0, "sqrt": 0.5, "inverse": 1.0}  # threshold / (t + 1)^power
@@ -84,7 +84,7 @@ def event_triggered(
         own = jnp.diag(exchange.weights)
 
         def combine(x: Array, snapshot: Array, heard: Array) -> Array:
-            share = 1.0 if form == "difference" else own.reshape(-1, *[1] * (x.ndim - 1))
+            share = 1.0 if form == "difference" else along(own, x)
             return (wide(heard) + share * (wide(x) - wide(snapshot))).astype(x.dtype)
 
         mixed = jax.tree.map(combine, blocks, snapshots, heard)

@@ -22,7 +22,6 @@ from jaxdfl.protocol import PerBlock
 from jaxdfl.settings import Settings
 from jaxdfl.simulate.rounds import Loss, adapters
 
-NAME = "bilinear"
 LAYERS = ("layers/0/map", "layers/1/map")  # side by side; two, so that a part of an adapter can be sent or lost
 D_IN, D_OUT = 24, 16  # not square: a transposed product cannot hide
 INPUTS = 256  # of each client

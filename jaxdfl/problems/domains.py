@@ -25,7 +25,6 @@ from jaxdfl.problems.text import coded, identity, read
 from jaxdfl.settings import Settings
 from jaxdfl.simulate.evaluate import in_batches
 
-NAME = "domains"
 SHOTS = 3  # labelled target examples of each class at each client, as in ASDA's benchmarks
 EVERY = 4  # one labelled example in four is of the target domain
 
