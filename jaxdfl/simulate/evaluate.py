@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from jaxdfl.protocol import PerBlock
-from jaxdfl.simulate.rounds import over_clients
+from jaxdfl.simulate.clients import over_clients
 
 Evaluate = Callable[[Any, PerBlock, Any], Int[Array, "clients classes classes"]]
 

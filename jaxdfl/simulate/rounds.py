@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from jaxdfl.diagnostics import diagnose, disagreement, product_disagreement
 from jaxdfl.protocol import Base, Exchange, Info, Method, Network, PerBlock, Round
+from jaxdfl.simulate.clients import over_clients
 from jaxdfl.simulate.moments import rotated
 from jaxdfl.trees import keep
 
@@ -54,13 +55,6 @@ class _Client(NamedTuple):
     merged: PerBlock | None
     steps: Int[Array, ""]  # how many of its local steps it finishes
     key: Key[Array, ""]
-
-
-def over_clients(function: Callable, chunk: int | None) -> Callable:
-    """`function` of one client, mapped over its argument's leading axis, `chunk` clients at a time (None: all)."""
-    if chunk is None:
-        return jax.vmap(function)
-    return lambda stacked: jax.lax.map(function, stacked, batch_size=chunk if chunk > 1 else None)
 
 
 def init(
