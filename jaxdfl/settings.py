@@ -90,6 +90,8 @@ class Settings:
     """From a graph to doubly stochastic weights."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the frozen backbone's arithmetic; auto is bfloat16 on accelerators. Factors and mixing are float32."""
+    packing: bool = True
+    """Train on sentences packed into rows, not padded. Changes speed, not the result (but for what LoRA drops out)."""
     client_chunk: int | None = None
     """Clients trained and evaluated at a time; None chooses by the device. Changes speed and memory, not the result."""
     out: str | None = None

@@ -12,14 +12,14 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
-from jaxdfl.data.examples import Examples
+from jaxdfl.data.examples import Examples, Rows
 from jaxdfl.lora import find_targets, init_factors
 from jaxdfl.models.encoder import EncoderClassifier
 from jaxdfl.models.layers import Adapter, Linear
 from jaxdfl.models.paths import modules, put_together, take_apart
 from jaxdfl.protocol import Base, PerBlock
 
-Logits = Callable[[Any, PerBlock, Examples, Key[Array, ""] | None], Float[Array, "batch classes"]]
+Logits = Callable[[Any, PerBlock, Examples | Rows, Key[Array, ""] | None], Float[Array, "batch classes"]]
 Loss = Callable[[Any, PerBlock, Examples, Key[Array, ""] | None], Float[Array, ""]]
 
 
@@ -41,7 +41,6 @@ def adapt(
     dropout: float = 0.0,
     targets: Sequence[str] = ("query", "value"),
     train_head: bool = False,
-    merged: bool | None = None,
 ) -> Classifier:
     """Puts LoRA adapters beside the linear layers that `targets` match, and splits the result. `model` stays as it is.
 
@@ -49,27 +48,21 @@ def adapt(
         alpha: the adapters' scale is alpha / rank, also for factors of another rank handed to `logits` later on.
         dropout: rate on the input of A, in training only.
         targets: patterns for `re.search` on paths such as `encoder/layers/0/attention/query`.
-        merged: add the adapter to the kernel first (one large product) rather than beside it. By default wherever that
-            is exact: without dropout, on a float32 backbone (bfloat16 kernels would round small updates away).
 
     Raises:
-        ValueError: a rate outside [0, 1), `merged` with dropout, a rank too large, a pattern that matches nothing.
+        ValueError: a rate outside [0, 1), a rank too large, a pattern that matches nothing.
     """
     if not 0 <= dropout < 1:
         raise ValueError(f"`dropout` must lie in [0, 1), got {dropout}.")
-    if merged and dropout:
-        raise ValueError(f"`merged` adapters cannot drop out the input of A (dropout={dropout}): pass merged=False.")
     if isinstance(targets, str):
         raise ValueError(f"`targets` must be a sequence of patterns, got a string: pass ({targets!r},).")
     model = nnx.clone(model)
     layers = modules(model, Linear)
     paths = find_targets(list(layers), targets)
     a, b = init_factors(key, {path: layers[path].kernel.shape for path in paths}, rank)
-    if merged is None:
-        merged = not dropout and all(layers[path].kernel.dtype == jnp.float32 for path in paths)
     for path in paths:
         salt = crc32(path.encode())
-        layers[path].adapter = Adapter(a[path], b[path], scale=alpha / rank, dropout=dropout, merged=merged, salt=salt)
+        layers[path].adapter = Adapter(a[path], b[path], scale=alpha / rank, dropout=dropout, salt=salt)
 
     structure, frozen = take_apart(model)
     for name in _factors(a, b):
@@ -78,7 +71,7 @@ def adapt(
     head = {name: frozen.pop(name) for name in own}
 
     def logits(
-        frozen: Any, blocks: PerBlock, examples: Examples, key: Key[Array, ""] | None = None
+        frozen: Any, blocks: PerBlock, examples: Examples | Rows, key: Key[Array, ""] | None = None
     ) -> Float[Array, "batch classes"]:
         client = put_together(structure, {**frozen, **_factors(blocks.a, blocks.b), **blocks.head})
         return client(examples, key)

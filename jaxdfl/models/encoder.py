@@ -8,12 +8,13 @@ in training too, whereas `transformers` in training mode also drops hidden state
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
-from jaxdfl.data.examples import Examples
+from jaxdfl.data.examples import Examples, Rows, one_a_row
 from jaxdfl.models.layers import ACTIVATIONS, Attention, Embedding, FeedForward, LayerNorm, Linear
 
 # Which modules a task's own head consists of. BERT's pooler is pretrained, so it belongs to the backbone; RoBERTa has
@@ -92,16 +93,10 @@ class Embeddings(nnx.Module):
         self.position = Embedding(config.positions, config.width, dtype)
         self.type = Embedding(config.types, config.width, dtype)
         self.norm = LayerNorm(config.width, config.epsilon, dtype)
-        self.offset, self.longest = config.position_offset, config.positions - config.position_offset
+        self.offset = config.position_offset
 
-    def __call__(self, examples: Examples) -> Float[Array, "batch length width"]:
-        length = examples.ids.shape[-1]
-        if length > self.longest:
-            raise ValueError(
-                f"`examples` have {length} tokens; the model takes {self.longest}: cut them to that length."
-            )
-        place = jnp.arange(length) + self.offset  # padding is on the right, so what it is given here does not matter
-        return self.norm(self.word(examples.ids) + self.position(place) + self.type(examples.types))
+    def __call__(self, rows: Rows) -> Float[Array, "rows length width"]:
+        return self.norm(self.word(rows.ids) + self.position(rows.positions + self.offset) + self.type(rows.types))
 
 
 class Layer(nnx.Module):
@@ -133,15 +128,20 @@ class Encoder(nnx.Module):
 
     def __call__(
         self,
-        hidden: Float[Array, "batch length width"],
-        mask: Bool[Array, "batch 1 length"],
+        hidden: Float[Array, "rows length width"],
+        sentence: Int[Array, "rows length"],
+        firsts: Int[Array, "rows sentences"],
         key: Key[Array, ""] | None = None,
-    ) -> Float[Array, "batch width"]:
-        """The final hidden state of the first token."""
+    ) -> Float[Array, "rows sentences width"]:
+        """The final hidden state of each sentence's first token; tokens see their own sentence alone."""
         *earlier, last = self.layers
+        # A product of indicators rather than `==`, which XLA would fuse into every softmax and, on CPUs, not vectorize.
+        within = jax.nn.one_hot(sentence, firsts.shape[1])  # [rows, length, sentences]
+        mask = jnp.einsum("ris,rjs->rij", within, within) > 0.5
         for layer in earlier:
             hidden = layer(hidden, hidden, mask, key)
-        return last(hidden[:, :1], hidden, mask, key)[:, 0]
+        read = jnp.take_along_axis(hidden, firsts[:, :, None], axis=1)
+        return last(read, hidden, jnp.arange(firsts.shape[1])[:, None] == sentence[:, None, :], key)
 
 
 class EncoderClassifier(nnx.Module):
@@ -151,14 +151,23 @@ class EncoderClassifier(nnx.Module):
     """
 
     def __init__(self, config: EncoderConfig, classes: int, dtype: DTypeLike = jnp.float32):
-        self.config = config
+        self.config, self.longest = config, config.positions - config.position_offset
         self.embeddings = Embeddings(config, dtype)
         self.encoder = Encoder(config, dtype)
         self.pooler = Linear(config.width, config.width, jnp.float32 if "pooler" in config.head else dtype)
         self.classifier = Linear(config.width, classes, jnp.float32)
 
-    def __call__(self, examples: Examples, key: Key[Array, ""] | None = None) -> Float[Array, "batch classes"]:
-        """Logits, float32. A key switches LoRA dropout on."""
-        mask = jnp.arange(examples.ids.shape[-1]) < examples.lengths[:, None, None]
-        first = self.encoder(self.embeddings(examples), mask, key).astype(jnp.float32)
+    def __call__(self, examples: Examples | Rows, key: Key[Array, ""] | None = None) -> Float[Array, "batch classes"]:
+        """Logits, float32, of each example, or of each slot of packed rows (without a sentence: finite, meaningless).
+
+        A key switches LoRA dropout on.
+        """
+        if isinstance(examples, Examples):
+            if (length := examples.ids.shape[-1]) > self.longest:
+                raise ValueError(
+                    f"`examples` have {length} tokens; the model takes {self.longest}: cut them to that length."
+                )
+            examples = one_a_row(examples)
+        first = self.encoder(self.embeddings(examples), examples.sentence, examples.firsts, key)
+        first = first.reshape(-1, first.shape[-1]).astype(jnp.float32)
         return self.classifier(jnp.tanh(self.pooler(first, key)), key)

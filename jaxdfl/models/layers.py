@@ -12,8 +12,6 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from jaxdfl.lora import effective_kernel
-
 ACTIVATIONS = {  # by their names in a Hugging Face config
     "gelu": partial(jax.nn.gelu, approximate=False),
     "gelu_new": partial(jax.nn.gelu, approximate=True),
@@ -31,10 +29,9 @@ class LoraB(nnx.Variable):
 
 
 class Adapter(nnx.Module):
-    """The low-rank term of one linear layer.
+    """The low-rank term of one linear layer: a second thin path beside the kernel, as in PEFT.
 
-    `merged` chooses between two equal formulations: one product with kernel + scale * (B A)^T, which costs a kernel per
-    client, or a second thin path beside the kernel, which alone can drop out the input of A (as PEFT does).
+    Merging it into the kernel first is no faster (measured at 64 to 2,048 tokens), and costs a kernel per client.
     """
 
     def __init__(
@@ -44,18 +41,12 @@ class Adapter(nnx.Module):
         *,
         scale: float,
         dropout: float,
-        merged: bool,
         salt: int,
     ):
         self.a, self.b = LoraA(a), LoraB(b)
         self.scale = scale  # alpha / rank of the first factors; kept when factors of another rank take their place
         self.dropout = dropout
-        self.merged = merged
         self.salt = salt  # gives each adapter its own stream from the one key that the whole model is handed
-
-    def merge(self, kernel: Float[Array, "d_in d_out"]) -> Float[Array, "d_in d_out"]:
-        """The kernel with the adapter added."""
-        return effective_kernel(kernel, self.a[...], self.b[...], self.scale)
 
     def __call__(self, x: Float[Array, "... d_in"], key: Key[Array, ""] | None = None) -> Float[Array, "... d_out"]:
         """scale * dropout(x) A^T B^T; without a key nothing is dropped."""
@@ -74,13 +65,8 @@ class Linear(nnx.Module):
         self.adapter: Adapter | None = nnx.data(None)
 
     def __call__(self, x: Float[Array, "... d_in"], key: Key[Array, ""] | None = None) -> Float[Array, "... d_out"]:
-        kernel = self.kernel[...]
-        if self.adapter is not None and self.adapter.merged:
-            kernel = self.adapter.merge(kernel)
-        y = x @ kernel.astype(x.dtype) + self.bias[...].astype(x.dtype)
-        if self.adapter is not None and not self.adapter.merged:
-            y += self.adapter(x, key)
-        return y
+        y = x @ self.kernel[...].astype(x.dtype) + self.bias[...].astype(x.dtype)
+        return y if self.adapter is None else y + self.adapter(x, key)
 
 
 class LayerNorm(nnx.Module):

@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from jaxdfl.data.examples import Examples
+from jaxdfl.data.packing import Room, room_for
 from jaxdfl.models.classifier import Classifier, adapt
 from jaxdfl.models.encoder import EncoderClassifier
 from jaxdfl.models.pretrained import Weights, load
@@ -19,9 +21,9 @@ from jaxdfl.problems import seed_keys
 from jaxdfl.settings import Settings
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json")  # with none of them, transformers knows no word
-CPU_TOKENS = 1024  # at once: a larger product runs out of cache (measured, design section 5)
+CPU_TOKENS = 128  # at once: what the widest layer makes of more falls out of a core's cache (measured: benchmarks/)
 ACCELERATOR_TOKENS = 65536  # at once: ten clients of 32 x 128 tokens of RoBERTa-large are 41k, and 44 GB by arithmetic
-EVAL_BATCH = 64  # examples of one client at once, at most
+ACCELERATOR_GROUP = 2048  # tokens of one client at once; a quarter of its batch where that is less, to end when it ends
 
 
 class Backbone(NamedTuple):
@@ -37,8 +39,9 @@ class Backbone(NamedTuple):
 class Portions(NamedTuple):
     """How much is computed at a time."""
 
+    room: Room  # for sentences of one client
+    eval_room: Room
     clients: int  # that train
-    eval_batch: int
     eval_clients: int
 
 
@@ -61,9 +64,6 @@ def backbone(settings: Settings, classes: int, *, train_head: bool) -> Backbone:
         return adapt(
             loaded(seed)[0], seed_keys(seed).factors, rank=settings.rank, alpha=settings.alpha,
             dropout=settings.lora_dropout, targets=settings.targets, train_head=train_head,
-            # Elsewhere products of float32 take fewer bits (TF32, bfloat16), which would round small updates off a
-            # merged kernel; and a kernel for each client is much memory.
-            merged=None if on_cpu else False,
         )  # fmt: skip
 
     model, weights = loaded(settings.seeds[0])
@@ -89,14 +89,17 @@ def require_fit(backbone: Backbone, seed: int, examples: Examples) -> None:
 
 
 def portions(settings: Settings, train: Examples, validation: Examples) -> Portions:
-    """What the device can hold at once, by tokens; `client_chunk` overrides it."""
-    tokens = CPU_TOKENS if jax.default_backend() == "cpu" else ACCELERATOR_TOKENS
-    length, eval_length = train.ids.shape[1], validation.ids.shape[1]
-    eval_batch = max(1, min(EVAL_BATCH, tokens // eval_length, len(validation.labels)))
+    """What is computed at a time, by tokens; `client_chunk` overrides how many clients."""
+    on_cpu = jax.default_backend() == "cpu"
+    batch = settings.batch_size * float(np.mean(train.lengths))  # tokens in one step of one client
+    at_once, group = (CPU_TOKENS, CPU_TOKENS) if on_cpu else (ACCELERATOR_TOKENS, min(ACCELERATOR_GROUP, batch / 4))
+    room, eval_room = (room_for(each.lengths, each.ids.shape[1], int(group)) for each in (train, validation))
+    step = min(batch, room.rows * room.length) if settings.packing else settings.batch_size * room.length
     return Portions(
-        clients=_equal_chunks(settings.clients, tokens // (settings.batch_size * length)),
-        eval_batch=eval_batch,
-        eval_clients=settings.client_chunk or max(1, tokens // (eval_batch * eval_length)),
+        room=room,
+        eval_room=eval_room,
+        clients=_equal_chunks(settings.clients, int(at_once / step)),
+        eval_clients=settings.client_chunk or max(1, at_once // (eval_room.rows * eval_room.length)),
     )
 
 

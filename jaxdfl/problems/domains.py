@@ -23,7 +23,6 @@ from jaxdfl.problems.backbone import backbone, portions, require_fit
 from jaxdfl.problems.scoring import scoring
 from jaxdfl.problems.text import coded, identity, read
 from jaxdfl.settings import Settings
-from jaxdfl.simulate.evaluate import in_batches
 
 SHOTS = 3  # labelled target examples of each class at each client, as in ASDA's benchmarks
 EVERY = 4  # one labelled example in four is of the target domain
@@ -68,12 +67,12 @@ def problem(settings: Settings) -> Problem:
         np.concatenate([getattr(each, name) for each in rows.values()]) for name in ("target", "labelled", "unlabelled")
     )
     pairs = Domains(_take(sentences, labelled), jnp.asarray(target), _take(sentences, unlabelled))
-    pairs, batches = jax.device_put((pairs, in_batches(validation.examples, at_once.eval_batch)))
+    pairs = jax.device_put(pairs)
     return Problem(
         loss=domain_adaptive(first.features, first.first, first.second),
         examples=pairs,
         seeded=seeded,
-        scores=scoring(first.logits, pairs.labelled, batches, (0, classes), "accuracy", at_once.eval_clients),
+        scores=scoring(first.logits, pairs.labelled, validation.examples, (0, classes), "accuracy", at_once),
         chunk=max(1, at_once.clients // 3),  # three passes of the encoder a step: labelled, weak and strong
         model=model.identity,
         data=identity(settings, [names[1]], train, validation),

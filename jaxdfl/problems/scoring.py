@@ -7,22 +7,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdfl.data.examples import Examples
 from jaxdfl.data.multitask import Offsets, confusion_by_task
+from jaxdfl.data.packing import pack
 from jaxdfl.diagnostics import average, average_product
 from jaxdfl.metrics import over_clients, score
 from jaxdfl.mixing.expert_bank import Bank
 from jaxdfl.models.classifier import Logits
 from jaxdfl.problems import Seeded
+from jaxdfl.problems.backbone import Portions
 from jaxdfl.protocol import Method
-from jaxdfl.simulate.evaluate import make_evaluate
+from jaxdfl.simulate.evaluate import in_batches, make_evaluate
 from jaxdfl.simulate.experts import gather, latent_codes, routed, word_means
 from jaxdfl.simulate.rounds import SimState, adapters
 
+ROUTED_BATCH = 16  # examples at once where each meets experts of its own
 Counts = np.ndarray  # confusion counts [..., classes, classes], true class first
 
 
 def scoring(
-    logits: Logits, examples: Any, validation: Any, offsets: Offsets, metric: str | None, chunk: int
+    logits: Logits, examples: Any, validation: Examples, offsets: Offsets, metric: str | None, at_once: Portions
 ) -> Callable[[Seeded, Method, SimState], dict[str, float]]:
     """The columns of a metrics row, from a state.
 
@@ -32,17 +36,18 @@ def scoring(
 
     Args:
         examples: for training, leaves [examples, ...]: experts are known by what they were trained on.
-        validation: leaves [batches, batch, ...].
-        chunk: clients evaluated at a time.
+        validation: leaves [examples, ...].
     """
-    evaluate = make_evaluate(logits, offsets[-1], chunk=chunk)
-    of_experts = make_evaluate(routed(logits, word_means, temperature=0.0), offsets[-1], chunk=chunk)
+    evaluate = make_evaluate(logits, offsets[-1], chunk=at_once.eval_clients)
+    of_experts = make_evaluate(routed(logits, word_means, temperature=0.0), offsets[-1], chunk=at_once.eval_clients)
+    rows, used = jax.jit(pack, static_argnums=1)(validation, at_once.eval_room)
+    rows = jax.tree.map(lambda x: x[: int(used)], rows)
 
     def scores(seeded: Seeded, method: Method, state: SimState) -> dict[str, float]:
         seen = adapters(method, state)
         with_average = jax.tree.map(lambda x, mean: jnp.concatenate([x, mean]), seen, average(seen))
-        counts = np.asarray(evaluate(seeded.frozen, with_average, validation))
-        product = np.asarray(evaluate(seeded.frozen, average_product(seen), validation))[0]
+        counts = np.asarray(evaluate(seeded.frozen, with_average, rows))
+        product = np.asarray(evaluate(seeded.frozen, average_product(seen), rows))[0]
         if metric is not None:
             columns = of_one_task(metric, counts[:-1], counts[-1], product)
         else:
@@ -50,7 +55,8 @@ def scoring(
         if isinstance(state.mixer, Bank):
             known = latent_codes(word_means, seeded.frozen, examples, seeded.parts)
             blocks = gather(state.blocks, state.mixer, known)
-            by_task = over_tasks(np.asarray(of_experts(seeded.frozen, blocks, validation)), offsets)
+            batches = in_batches(validation, ROUTED_BATCH)
+            by_task = over_tasks(np.asarray(of_experts(seeded.frozen, blocks, batches)), offsets)
             columns["routed_mean"] = float(by_task.mean())
         return columns
 

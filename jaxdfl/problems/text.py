@@ -14,11 +14,11 @@ from jaxdfl.data.partition import Partition
 from jaxdfl.data.tasks import TASKS, Texts
 from jaxdfl.data.tokenize import encode
 from jaxdfl.models.classifier import Classifier, cross_entropy
+from jaxdfl.models.packed import packed_cross_entropy
 from jaxdfl.problems import Problem, Seeded
 from jaxdfl.problems.backbone import backbone, portions, require_fit
 from jaxdfl.problems.scoring import scoring, tasks_of_clients
 from jaxdfl.settings import Settings
-from jaxdfl.simulate.evaluate import in_batches
 
 
 class Split(NamedTuple):
@@ -58,13 +58,13 @@ def problem(settings: Settings) -> Problem:
         return Seeded(found.frozen, found.blocks, found.base(found.frozen), parts[seed])
 
     first, at_once = classifier(settings.seeds[0]), portions(settings, train.examples, validation.examples)
-    examples, batches = jax.device_put((train.examples, in_batches(validation.examples, at_once.eval_batch)))
+    examples = jax.device_put(train.examples)
     metric = TASKS[names[0]].metric if len(names) == 1 else None
     return Problem(
-        loss=cross_entropy(first),
+        loss=packed_cross_entropy(first.logits, at_once.room) if settings.packing else cross_entropy(first),
         examples=examples,
         seeded=seeded,
-        scores=scoring(first.logits, examples, batches, offsets, metric, at_once.eval_clients),
+        scores=scoring(first.logits, examples, validation.examples, offsets, metric, at_once),
         chunk=at_once.clients,
         model=model.identity,
         data=identity(settings, names, train, validation),

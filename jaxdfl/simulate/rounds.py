@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key
 
 from jaxdfl.diagnostics import diagnose, disagreement, product_disagreement
@@ -102,6 +103,7 @@ def make_round(
     network: Network,
     *,
     chunk: int | None = None,
+    mesh: Mesh | None = None,
     moments: Moments = "kept",
     clip: float | None = None,
     step_scale: Callable[[Round], Float[Array, ""]] | None = None,
@@ -112,6 +114,7 @@ def make_round(
         loss: of one client, one batch: (frozen, blocks, batch, key) -> scalar.
         optimizer: any optax transformation; each block has a state of its own.
         chunk: clients trained at a time; None trains all at once. Changes memory and speed, not the result.
+        mesh: devices that share the clients among them; None leaves all on one.
         moments: whether the optimizer's moments are kept from round to round, start afresh in each round, start afresh
             for a block that takes up training again, or are kept and turned with the factors that mixing turns.
         clip: largest global norm of one client's gradient over the blocks that train; None does not clip.
@@ -176,7 +179,7 @@ def make_round(
             steps=jnp.floor(work * steps + 1e-4).astype(jnp.int32),  # 1e-4: a third of 3 steps is one
             key=jax.vmap(partial(jax.random.fold_in, keys.train))(jnp.arange(clients)),
         )
-        blocks, opt, losses = over_clients(partial(train_client, frozen, trains, scale), chunk)(stacked)
+        blocks, opt, losses = over_clients(partial(train_client, frozen, trains, scale), chunk, mesh)(stacked)
 
         before = _squared_disagreement(blocks)
         links = (weights != 0) & ~jnp.eye(clients, dtype=bool)
