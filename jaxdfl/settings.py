@@ -74,6 +74,9 @@ class Settings:
     lora_dropout: float = 0.0
     targets: tuple[str, ...] = ("query", "value")
     """Regular expressions of the linear layers that get adapters."""
+    adapt_layers: str = "all"
+    """`all`, or `last:K`: adapters in the last K encoder layers alone. All below is then frozen, and computed once for
+    each example where the result fits in 4 GiB."""
     head: Literal["frozen", "trained"] = "frozen"
     """A frozen head is random, common to all clients, and fixed by the seed."""
     max_length: int = 128
@@ -90,6 +93,8 @@ class Settings:
     """From a graph to doubly stochastic weights."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the frozen backbone's arithmetic; auto is bfloat16 on accelerators. Factors and mixing are float32."""
+    remat: bool = False
+    """Compute activations again for the gradient rather than keep them: less memory, a third more time."""
     packing: bool = True
     """Train on sentences packed into rows, not padded. Changes speed, not the result (but for what LoRA drops out)."""
     client_chunk: int | None = None
@@ -150,6 +155,7 @@ def check(settings: Settings) -> None:
             raise ValueError(f"`--{name}` names one twice: {' '.join(map(str, values))}.")
     known = (*TASKS, *OTHER_TASKS)
     arbiter_of(settings)
+    adapted_layers(settings)
     if settings.task.partition(":")[0] not in OTHER_TASKS:
         tasks = settings.task.split("+")
         if len(set(tasks)) < len(tasks):
@@ -202,6 +208,20 @@ def arbiter_of(settings: Settings) -> tuple[Keep, float]:
     raise ValueError(
         f"`--arbiter` must be all, diffuse:SHARE or concentrated:SHARE with a share in (0, 1), got {settings.arbiter}."
     )
+
+
+def adapted_layers(settings: Settings) -> int | None:
+    """`last:2` -> 2; None for all.
+
+    Raises:
+        ValueError: neither `all` nor `last:K` with K from 1.
+    """
+    if settings.adapt_layers == "all":
+        return None
+    side, _, count = settings.adapt_layers.partition(":")
+    if side != "last" or not count.isdecimal() or int(count) < 1:
+        raise ValueError(f"`--adapt-layers` must be all or last:K with K at least 1, got {settings.adapt_layers!r}.")
+    return int(count)
 
 
 def make_optimizer(settings: Settings) -> optax.GradientTransformation:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
+from numpy.typing import ArrayLike
 
 from jaxdfl.data.examples import Examples, Rows
 
@@ -33,9 +34,9 @@ class Places(NamedTuple):
     rows: Int[Array, ""]  # that are used; they come first
 
 
-def room_for(lengths: np.ndarray, length: int, tokens: int) -> Room:
+def room_for(lengths: ArrayLike, length: int, tokens: int) -> Room:
     """Groups of about `tokens` tokens for sentences of such `lengths`, none above `length`."""
-    sentences = int(np.ceil(SPARE * length / max(1.0, float(np.mean(lengths)))))
+    sentences = int(np.ceil(SPARE * length / max(1.0, float(np.mean(np.asarray(lengths))))))
     return Room(length, max(1, tokens // length), max(1, min(sentences, length)))
 
 

@@ -3,6 +3,8 @@
 The model is split once, here; inside compiled code it is only put together again while tracing.
 """
 
+import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 from zlib import crc32
@@ -40,7 +42,9 @@ def adapt(
     alpha: float = 16.0,
     dropout: float = 0.0,
     targets: Sequence[str] = ("query", "value"),
+    first_layer: int = 0,
     train_head: bool = False,
+    remat: bool = False,
 ) -> Classifier:
     """Puts LoRA adapters beside the linear layers that `targets` match, and splits the result. `model` stays as it is.
 
@@ -48,6 +52,9 @@ def adapt(
         alpha: the adapters' scale is alpha / rank, also for factors of another rank handed to `logits` later on.
         dropout: rate on the input of A, in training only.
         targets: patterns for `re.search` on paths such as `encoder/layers/0/attention/query`.
+        first_layer: the lowest encoder layer with adapters; no gradient is computed below it.
+        remat: keep only what passes between layers for the gradient, and compute the rest again: less memory, a third
+            more time.
 
     Raises:
         ValueError: a rate outside [0, 1), a rank too large, a pattern that matches nothing.
@@ -58,7 +65,10 @@ def adapt(
         raise ValueError(f"`targets` must be a sequence of patterns, got a string: pass ({targets!r},).")
     model = nnx.clone(model)
     layers = modules(model, Linear)
-    paths = find_targets(list(layers), targets)
+    paths = [path for path in find_targets(list(layers), targets) if _layer(path) >= first_layer]
+    if not paths:
+        raise ValueError(f"`targets` match no layer from number `first_layer` ({first_layer}) on; lower it.")
+    model.encoder.remat = remat
     a, b = init_factors(key, {path: layers[path].kernel.shape for path in paths}, rank)
     for path in paths:
         salt = crc32(path.encode())
@@ -91,6 +101,12 @@ def cross_entropy(classifier: Classifier) -> Loss:
         return optax.softmax_cross_entropy_with_integer_labels(predicted, examples.labels).mean()
 
     return loss
+
+
+def _layer(path: str) -> float:
+    """The number of the encoder layer that a path lies in; infinity above the encoder."""
+    found = re.match(r"encoder/layers/(\d+)/", path)
+    return float(found[1]) if found else math.inf
 
 
 def _factors(a: dict[str, Array], b: dict[str, Array]) -> dict[str, Array]:

@@ -125,6 +125,8 @@ class Encoder(nnx.Module):
 
     def __init__(self, config: EncoderConfig, dtype: DTypeLike):
         self.layers = nnx.List([Layer(config, dtype) for _ in range(config.layers)])
+        self.first = 0  # the layer to begin with; those below may have run already (`jaxdfl.models.prefix`)
+        self.remat = False  # compute a layer's inner values again for its gradient rather than keep them
 
     def __call__(
         self,
@@ -134,14 +136,34 @@ class Encoder(nnx.Module):
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "rows sentences width"]:
         """The final hidden state of each sentence's first token; tokens see their own sentence alone."""
-        *earlier, last = self.layers
-        # A product of indicators rather than `==`, which XLA would fuse into every softmax and, on CPUs, not vectorize.
-        within = jax.nn.one_hot(sentence, firsts.shape[1])  # [rows, length, sentences]
-        mask = jnp.einsum("ris,rjs->rij", within, within) > 0.5
-        for layer in earlier:
-            hidden = layer(hidden, hidden, mask, key)
+        mask = _within(sentence, firsts.shape[1])
+        for layer in self.layers[self.first : -1]:
+            hidden = self._run(layer, hidden, hidden, mask, key)
         read = jnp.take_along_axis(hidden, firsts[:, :, None], axis=1)
-        return last(read, hidden, jnp.arange(firsts.shape[1])[:, None] == sentence[:, None, :], key)
+        return self._run(
+            self.layers[-1], read, hidden, jnp.arange(firsts.shape[1])[:, None] == sentence[:, None, :], key
+        )
+
+    def below(
+        self, layer: int, hidden: Float[Array, "rows length width"], rows: Rows
+    ) -> Float[Array, "rows length width"]:
+        """What layer number `layer` gets to see, from the embeddings."""
+        mask = _within(rows.sentence, rows.firsts.shape[1])
+        for earlier in self.layers[:layer]:
+            hidden = earlier(hidden, hidden, mask)
+        return hidden
+
+    def _run(self, layer: Layer, *inputs: Any) -> Float[Array, "rows queries width"]:
+        return (jax.checkpoint(layer) if self.remat else layer)(*inputs)
+
+
+def _within(sentence: Int[Array, "rows length"], sentences: int) -> Bool[Array, "rows length length"]:
+    """Which tokens are of the same sentence.
+
+    A product of indicators rather than `==`, which XLA would fuse into every softmax and, on CPUs, not vectorize.
+    """
+    indicators = jax.nn.one_hot(sentence, sentences)  # [rows, length, sentences]; none for padding
+    return jnp.einsum("ris,rjs->rij", indicators, indicators) > 0.5
 
 
 class EncoderClassifier(nnx.Module):

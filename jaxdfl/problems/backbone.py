@@ -1,7 +1,7 @@
 """A pretrained encoder with its tokenizer, as the text problems take it: loaded once, adapted for each seed."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,15 +15,17 @@ from jaxdfl.data.examples import Examples
 from jaxdfl.data.packing import Room, room_for
 from jaxdfl.models.classifier import Classifier, adapt
 from jaxdfl.models.encoder import EncoderClassifier
+from jaxdfl.models.prefix import above, remember
 from jaxdfl.models.pretrained import Weights, load
 from jaxdfl.models.sources import demo_weights, locate
 from jaxdfl.problems import seed_keys
-from jaxdfl.settings import Settings
+from jaxdfl.settings import Settings, adapted_layers
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json")  # with none of them, transformers knows no word
 CPU_TOKENS = 128  # at once: what the widest layer makes of more falls out of a core's cache (measured: benchmarks/)
 ACCELERATOR_TOKENS = 65536  # at once: ten clients of 32 x 128 tokens of RoBERTa-large are 41k, and 44 GB by arithmetic
 ACCELERATOR_GROUP = 2048  # tokens of one client at once; a quarter of its batch where that is less, to end when it ends
+REMEMBERED_BYTES = 4 * 2**30
 
 
 class Backbone(NamedTuple):
@@ -34,6 +36,8 @@ class Backbone(NamedTuple):
     name: str
     vocabulary: int
     identity: dict[str, Any]  # for the manifest
+    token_bytes: int | None  # of a token's hidden state below the first adapter; None where no layer lies there
+    remembering: Callable[[Sequence[Examples], Room], tuple[Any, list[Examples]]]  # see `jaxdfl.models.prefix`
 
 
 class Portions(NamedTuple):
@@ -59,17 +63,64 @@ def backbone(settings: Settings, classes: int, *, train_head: bool) -> Backbone:
     def loaded(seed: int) -> tuple[EncoderClassifier, Weights]:
         return load(source, classes, seed_keys(seed).head, dtype)
 
-    @lru_cache(maxsize=1)
-    def classifier(seed: int) -> Classifier:
-        return adapt(
-            loaded(seed)[0], seed_keys(seed).factors, rank=settings.rank, alpha=settings.alpha,
-            dropout=settings.lora_dropout, targets=settings.targets, train_head=train_head,
-        )  # fmt: skip
+    def adapted(part: Callable[[EncoderClassifier], EncoderClassifier]) -> Callable[[int], Classifier]:
+        @lru_cache(maxsize=1)
+        def of_seed(seed: int) -> Classifier:
+            return adapt(
+                part(loaded(seed)[0]), seed_keys(seed).factors, rank=settings.rank, alpha=settings.alpha,
+                dropout=settings.lora_dropout, targets=settings.targets, first_layer=first, train_head=train_head,
+                remat=settings.remat,
+            )  # fmt: skip
+
+        return of_seed
+
+    def remembering(splits: Sequence[Examples], room: Room) -> tuple[Backbone, list[Examples]]:
+        table, renamed = remember(model, first, splits, room)
+        remembers = {**identity, "remembered_bytes": table.nbytes}
+        return found._replace(classifier=adapted(lambda whole: above(whole, first, table)), identity=remembers), renamed
 
     model, weights = loaded(settings.seeds[0])
+    first = _first_layer(settings, model.config.layers)
     tokenizer = _load_tokenizer(locate(source)[0])
-    identity = {**weights._asdict(), "dtype": dtype.name}
-    return Backbone(classifier, tokenizer, weights.name, model.config.vocabulary, identity)
+    identity = {**weights._asdict(), "dtype": dtype.name, "adapted_layers": [first, model.config.layers - 1]}
+    token_bytes = model.config.width * dtype.itemsize if first else None
+    found = Backbone(
+        adapted(lambda whole: whole),
+        tokenizer,
+        weights.name,
+        model.config.vocabulary,
+        identity,
+        token_bytes,
+        remembering,
+    )
+    return found
+
+
+def _first_layer(settings: Settings, layers: int) -> int:
+    """The lowest encoder layer with adapters."""
+    count = adapted_layers(settings)
+    if count is not None and count > layers:
+        raise ValueError(
+            f"`--adapt-layers` {settings.adapt_layers}: the model has {layers} layers; take at most those."
+        )
+    return layers - (count or layers)
+
+
+def with_prefix_remembered(
+    backbone: Backbone, settings: Settings, train: Examples, validation: Examples
+) -> tuple[Backbone, Examples, Examples]:
+    """The three as they are, or such that the frozen layers below the first adapter are computed here and never again.
+
+    They are left where there is no such layer, where the table would be too large, and where experts are chosen by the
+    words of a sentence (`jaxdfl.simulate.experts`).
+    """
+    tokens = int(train.lengths.sum() + validation.lengths.sum())
+    experts = any("sparse_orthogonal_lora" in method for method in settings.methods)
+    if backbone.token_bytes is None or tokens * backbone.token_bytes > REMEMBERED_BYTES or experts:
+        return backbone, train, validation
+    room = room_for(train.lengths, max(each.ids.shape[1] for each in (train, validation)), CPU_TOKENS)
+    found, (train, validation) = backbone.remembering((train, validation), room)
+    return found, train, validation
 
 
 def require_fit(backbone: Backbone, seed: int, examples: Examples) -> None:

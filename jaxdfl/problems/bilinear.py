@@ -30,7 +30,8 @@ NOISE = 0.1  # standard deviation of the noise on every output; those of the com
 
 ONLY = {  # settings of other problems, with the one value that says nothing
     "partition": "own", "weights": "none", "head": "frozen", "targets": ("query", "value"), "lora_dropout": 0.0,
-    "max_length": 128, "data_dir": None, "train_examples": None, "eval_examples": None, "dtype": "auto",
+    "adapt_layers": "all", "max_length": 128, "data_dir": None, "train_examples": None, "eval_examples": None,
+    "dtype": "auto",
 }  # fmt: skip
 
 

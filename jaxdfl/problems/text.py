@@ -16,7 +16,7 @@ from jaxdfl.data.tokenize import encode
 from jaxdfl.models.classifier import Classifier, cross_entropy
 from jaxdfl.models.packed import packed_cross_entropy
 from jaxdfl.problems import Problem, Seeded
-from jaxdfl.problems.backbone import backbone, portions, require_fit
+from jaxdfl.problems.backbone import backbone, portions, require_fit, with_prefix_remembered
 from jaxdfl.problems.scoring import scoring, tasks_of_clients
 from jaxdfl.settings import Settings
 
@@ -48,6 +48,9 @@ def problem(settings: Settings) -> Problem:
     train, validation = (coded(model.tokenizer, each, offsets, settings.max_length) for each in texts)
     for split in (train, validation):
         require_fit(model, settings.seeds[0], split.examples)
+
+    model, *both = with_prefix_remembered(model, settings, train.examples, validation.examples)
+    train, validation = (split._replace(examples=each) for split, each in zip((train, validation), both, strict=True))
 
     def classifier(seed: int) -> Classifier:
         found = model.classifier(seed)

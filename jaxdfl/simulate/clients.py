@@ -19,7 +19,7 @@ def clients_mesh(devices: int | None = None) -> Mesh:
 def over_clients(function: Callable, chunk: int | None, mesh: Mesh | None = None) -> Callable:
     """`function` of one client, mapped over its argument's leading axis, `chunk` clients at a time (None: all).
 
-    With a mesh, each device maps over its share of the clients; where they do not divide evenly, the last ones' share is
+    With a mesh, each device maps over its share of the clients; where they do not divide evenly, the last share is
     filled up with copies of client 0, whose results are dropped. Neither changes the result.
     """
 

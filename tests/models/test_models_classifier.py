@@ -36,24 +36,22 @@ def examples():
 
 def test_fresh_adapters_change_nothing_and_leave_the_model_alone(model, examples):
     before = model(examples)
-    for merged in (False, True):
-        classifier = adapt(model, KEY, merged=merged)
-        logits = classifier.logits(classifier.frozen, classifier.blocks, examples, None)
-        np.testing.assert_allclose(logits, before, atol=1e-6)
+    classifier = adapt(model, KEY)
+    logits = classifier.logits(classifier.frozen, classifier.blocks, examples, None)
+    np.testing.assert_allclose(logits, before, atol=1e-6)
     assert model.encoder.layers[0].attention.query.adapter is None
 
 
-def test_merged_and_unmerged_are_equal_and_equal_a_hand_merged_kernel(model, examples):
-    merged, beside = (adapt(model, KEY, rank=4, alpha=8.0, merged=flag) for flag in (True, False))
-    blocks = with_random_b(merged.blocks)
+def test_an_adapter_equals_a_hand_merged_kernel(model, examples):
+    classifier = adapt(model, KEY, rank=4, alpha=8.0)
+    blocks = with_random_b(classifier.blocks)
     structure, arrays = take_apart(model)
     for path in blocks.a:
         arrays[f"{path}/kernel"] = effective_kernel(arrays[f"{path}/kernel"], blocks.a[path], blocks.b[path], 2.0)
     expected = put_together(structure, arrays)(examples)
     assert np.abs(expected - model(examples)).max() > 1e-3
-    for classifier in (merged, beside):
-        logits = classifier.logits(classifier.frozen, blocks, examples, None)
-        np.testing.assert_allclose(logits, expected, atol=1e-6)
+    logits = classifier.logits(classifier.frozen, blocks, examples, None)
+    np.testing.assert_allclose(logits, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("pattern", ["query", "feed_forward", "pooler", "classifier"])
@@ -102,7 +100,7 @@ def test_dropout_follows_the_key_and_acts_in_training_only(model, examples):
 def test_dropout_keeps_the_mean_of_the_adapters_term(model):
     classifier = adapt(model, KEY, dropout=0.25)
     a, b = (x[QUERY] for x in with_random_b(classifier.blocks)[:2])
-    adapter = Adapter(a, b, scale=2.0, dropout=0.25, merged=False, salt=1)
+    adapter = Adapter(a, b, scale=2.0, dropout=0.25, salt=1)
     x = jnp.ones((4000, 16))
     dropped = adapter(x, jax.random.key(3))
     spread = dropped.std(0) / 4000**0.5  # standard error of the mean
@@ -112,19 +110,18 @@ def test_dropout_keeps_the_mean_of_the_adapters_term(model):
 def test_layers_drop_independently():
     a, b = jnp.ones((1, 16)), jnp.ones((1, 1))
     x = jnp.ones((64, 16))
-    one, other = (Adapter(a, b, scale=1.0, dropout=0.5, merged=False, salt=s)(x, KEY) for s in (1, 2))
+    one, other = (Adapter(a, b, scale=1.0, dropout=0.5, salt=s)(x, KEY) for s in (1, 2))
     assert np.abs(np.corrcoef(one[:, 0], other[:, 0])[0, 1]) < 0.5
 
 
 def test_gradient_of_a_is_zero_while_b_is_zero_and_only_blocks_get_one(shallow, examples):
-    for merged in (False, True):
-        classifier = adapt(shallow, KEY, train_head=True, merged=merged)
-        grads = jax.jit(jax.grad(cross_entropy(classifier), argnums=1))(
-            classifier.frozen, classifier.blocks, examples, None
-        )
-        assert isinstance(grads, PerBlock)
-        assert all(np.all(np.asarray(x) == 0) for x in jax.tree.leaves(grads.a))
-        assert all(np.any(np.asarray(x) != 0) for x in jax.tree.leaves(grads.b) + jax.tree.leaves(grads.head))
+    classifier = adapt(shallow, KEY, train_head=True)
+    grads = jax.jit(jax.grad(cross_entropy(classifier), argnums=1))(
+        classifier.frozen, classifier.blocks, examples, None
+    )
+    assert isinstance(grads, PerBlock)
+    assert all(np.all(np.asarray(x) == 0) for x in jax.tree.leaves(grads.a))
+    assert all(np.any(np.asarray(x) != 0) for x in jax.tree.leaves(grads.b) + jax.tree.leaves(grads.head))
 
 
 def test_factors_of_another_rank_keep_the_scale(model, examples):
@@ -222,7 +219,6 @@ def test_bfloat16_backbone_keeps_float32_factors_and_small_updates(examples):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"dropout": 0.1, "merged": True}, "merged=False"),
         ({"dropout": 1.0}, "`dropout` must lie in \\[0, 1\\), got 1.0"),
         ({"rank": 17}, "`rank` must lie in 1..16"),
         ({"targets": ["q_proj"]}, "q_proj.*'query'"),

@@ -28,10 +28,9 @@ def test_logits_are_those_of_transformers_once(golden):
     np.testing.assert_allclose(model(examples), arrays["logits"], atol=1e-5)
 
 
-@pytest.mark.parametrize("merged", [False, True])
-def test_adapted_logits_are_those_of_peft_once(golden, merged):
+def test_adapted_logits_are_those_of_peft_once(golden):
     model, arrays, examples = golden
-    classifier = adapt(model, jax.random.key(0), rank=4, alpha=6.0, merged=merged)
+    classifier = adapt(model, jax.random.key(0), rank=4, alpha=6.0)
     a, b = ({name[2:]: x for name, x in arrays.items() if name.startswith(f"{factor}:")} for factor in "ab")
     assert set(a) == set(classifier.blocks.a)
     logits = classifier.logits(classifier.frozen, PerBlock(a, b, {}), examples, None)
