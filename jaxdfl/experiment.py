@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from jaxdfl import checkpoint, console, report
+from jaxdfl import checkpoint, console, devices, report
 from jaxdfl.data.batches import plan
 from jaxdfl.doctor import check_numerics
 from jaxdfl.methods.schedules import nothing
@@ -39,6 +39,7 @@ def main(
     argv = sys.argv[1:] if argv is None else argv
     try:
         settings = parse(presets, argv)
+        devices.start(settings)
         check_numerics()
         prepared = prepare(settings)
     except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: bad numerics, or jax without its device
@@ -59,7 +60,7 @@ def execute(prepared: Prepared, command: Sequence[str]) -> report.Summary:
 
     advance = make_advance(
         problem.loss, make_optimizer(settings), moments=settings.moments, clip=settings.clip,
-        chunk=settings.client_chunk or problem.chunk, step_scale=make_step_scale(settings),
+        chunk=settings.client_chunk or problem.chunk, mesh=problem.mesh, step_scale=make_step_scale(settings),
     )  # fmt: skip
     with console.progress(len(prepared.runs) * settings.rounds) as moved, console.compile_time() as compiled:
         for run in prepared.runs:

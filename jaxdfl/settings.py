@@ -93,6 +93,8 @@ class Settings:
     """From a graph to doubly stochastic weights."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the frozen backbone's arithmetic; auto is bfloat16 on accelerators. Factors and mixing are float32."""
+    devices: int | None = None
+    """Devices that share the clients; None takes all there are, and one a core of a CPU. Changes speed, not the result."""
     remat: bool = False
     """Compute activations again for the gradient rather than keep them: less memory, a third more time."""
     packing: bool = True
@@ -169,7 +171,7 @@ def check(settings: Settings) -> None:
             methods.build(spec, rho=0.5, learning_rate=settings.learning_rate, local_steps=settings.local_steps)
         except ValueError as error:
             raise ValueError(f"method {spec!r}: {error}") from None
-    at_least_one = ["clients", "rounds", "local_steps", "batch_size", "rank", "eval_every", "client_chunk"]
+    at_least_one = ["clients", "rounds", "local_steps", "batch_size", "rank", "eval_every", "client_chunk", "devices"]
     for name in [*at_least_one, "train_examples", "eval_examples"]:
         value = getattr(settings, name)
         if value is not None and value < 1:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import Mesh
 
 from jaxdfl.data.partition import Partition
 from jaxdfl.protocol import Base, Method, PerBlock
@@ -30,7 +31,8 @@ class Problem(NamedTuple):
     examples: Any  # on the device, leaves [examples, ...]
     seeded: Callable[[int], Seeded]  # may be asked for the same seed often, and for one seed after the other
     scores: Callable[[Seeded, Method, SimState], dict[str, float]]  # columns of a metrics row
-    chunk: int | None  # clients that train at a time; None: all
+    chunk: int | None  # clients that train at a time, on each device; None: all
+    mesh: Mesh | None  # devices that share the clients
     model: dict[str, Any]  # identities, for the manifest
     data: dict[str, Any]
     partitions: dict[int, Any]

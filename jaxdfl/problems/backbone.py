@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from jaxdfl import devices
 from jaxdfl.data.examples import Examples
 from jaxdfl.data.packing import Room, room_for
 from jaxdfl.models.classifier import Classifier, adapt
@@ -47,6 +49,7 @@ class Portions(NamedTuple):
     eval_room: Room
     clients: int  # that train
     eval_clients: int
+    mesh: Mesh | None  # devices that share the clients
 
 
 def backbone(settings: Settings, classes: int, *, train_head: bool) -> Backbone:
@@ -141,7 +144,7 @@ def require_fit(backbone: Backbone, seed: int, examples: Examples) -> None:
 
 def portions(settings: Settings, train: Examples, validation: Examples) -> Portions:
     """What is computed at a time, by tokens; `client_chunk` overrides how many clients."""
-    on_cpu = jax.default_backend() == "cpu"
+    on_cpu, mesh = jax.default_backend() == "cpu", devices.mesh(settings)
     batch = settings.batch_size * float(np.mean(train.lengths))  # tokens in one step of one client
     at_once, group = (CPU_TOKENS, CPU_TOKENS) if on_cpu else (ACCELERATOR_TOKENS, min(ACCELERATOR_GROUP, batch / 4))
     room, eval_room = (room_for(each.lengths, each.ids.shape[1], int(group)) for each in (train, validation))
@@ -149,7 +152,8 @@ def portions(settings: Settings, train: Examples, validation: Examples) -> Porti
     return Portions(
         room=room,
         eval_room=eval_room,
-        clients=_equal_chunks(settings.clients, int(at_once / step)),
+        clients=_equal_chunks(math.ceil(settings.clients / (mesh.size if mesh else 1)), int(at_once / step)),
+        mesh=mesh,
         eval_clients=settings.client_chunk or max(1, at_once // (eval_room.rows * eval_room.length)),
     )
 

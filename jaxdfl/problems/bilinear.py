@@ -142,6 +142,7 @@ def problem(settings: Settings) -> Problem:
         seeded=seeded,
         scores=lambda seeded, method, state: _scores(seeded.frozen.target, scale, adapters(method, state)),
         chunk=None,
+        mesh=None,  # too small to share
         model={
             "name": f"bilinear {len(LAYERS)} x {D_OUT} x {D_IN}", "revision": None, "sha256": {},
             "architecture": "y = (W0 + s B A) x",

@@ -5,15 +5,34 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 AXIS = "clients"
 
 
-def clients_mesh(devices: int | None = None) -> Mesh:
-    """The first `devices` devices (None: all) in a row, along which clients are spread."""
-    return jax.make_mesh((devices or jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
+def clients_mesh(devices: int) -> Mesh:
+    """The first `devices` devices in a row, along which clients are spread."""
+    return jax.make_mesh((devices,), (AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
+
+
+def everywhere(mesh: Mesh) -> NamedSharding:
+    """The sharding of what every device holds whole."""
+    return NamedSharding(mesh, P())
+
+
+def by_client(tree: Any, clients: int, mesh: Mesh) -> Any:
+    """Shardings for a tree of stacked leaves: the clients axis over the devices where it divides evenly.
+
+    Leaves that do not lead with it are held everywhere, and so are all where it does not divide: training spreads
+    clients in any case, and what it hands back is small.
+    """
+
+    def of_leaf(x: Any) -> NamedSharding:
+        leads = jnp.ndim(x) > 0 and jnp.shape(x)[0] == clients and clients % mesh.size == 0
+        return NamedSharding(mesh, P(AXIS) if leads else P())
+
+    return jax.tree.map(of_leaf, tree)
 
 
 def over_clients(function: Callable, chunk: int | None, mesh: Mesh | None = None) -> Callable:

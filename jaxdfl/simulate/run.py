@@ -12,10 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxdfl.methods.schedules import as_table, from_table, nothing
 from jaxdfl.protocol import Info, Method, Network
+from jaxdfl.simulate.clients import by_client, everywhere
 from jaxdfl.simulate.rounds import Loss, SimState, make_round, round_keys
 
 Plan = Callable[[range], np.ndarray]  # of rounds -> int32 [rounds, clients, steps, batch]: indices into the examples
@@ -42,26 +44,38 @@ class Stop(NamedTuple):
 Advance = Callable[[Method, Any, SimState, Any, Array, Tables], tuple[SimState, Info]]
 
 
-def make_advance(loss: Loss, optimizer: optax.GradientTransformation, **options: Any) -> Advance:
+def make_advance(
+    loss: Loss, optimizer: optax.GradientTransformation, *, mesh: Mesh | None = None, **options: Any
+) -> Advance:
     """The compiled program of many rounds: (method without schedules, frozen, state, examples, plan, tables).
 
     `options` are those of `make_round`. Leaves of `examples` are [examples, ...]; `plan` picks every client's batches
-    from them. The state is donated. One program serves all methods with the same mixer, penalty and correction.
+    from them. The state is donated. One program serves all methods with the same mixer, penalty and correction. With a
+    `mesh` its devices share the clients, and all arrays are put where they belong first.
     """
 
     @partial(jax.jit, static_argnums=0, donate_argnums=2)
-    def advance(method, frozen, state, examples, plan, tables):
+    def compiled(method, frozen, state, examples, plan, tables):
         network = Network(
             weights=lambda key, round: tables.weights[round - tables.start],
             work=lambda key, round: tables.work[round - tables.start],
         )
         scheduled = method._replace(trains=from_table(tables.trains), shares=from_table(tables.shares))
-        run_round = make_round(loss, optimizer, scheduled, network, **options)
+        run_round = make_round(loss, optimizer, scheduled, network, mesh=mesh, **options)
 
         def one_round(state: SimState, indices: Array) -> tuple[SimState, Info]:
-            return run_round(frozen, state, jax.tree.map(lambda x: x[indices], examples))
+            after, info = run_round(frozen, state, jax.tree.map(lambda x: x[indices], examples))
+            if mesh is not None:  # as it came, so that the next call compiles nothing
+                after = jax.lax.with_sharding_constraint(after, by_client(after, indices.shape[0], mesh))
+            return after, info
 
         return jax.lax.scan(one_round, state, plan)
+
+    def advance(method, frozen, state, examples, plan, tables):
+        if mesh is not None:
+            state = jax.device_put(state, by_client(state, plan.shape[1], mesh))
+            frozen, examples, plan, tables = jax.device_put((frozen, examples, plan, tables), everywhere(mesh))
+        return compiled(method, frozen, state, examples, plan, tables)
 
     return advance
 
