@@ -32,7 +32,9 @@ def make_evaluate(logits: Callable, classes: int, *, chunk: int | None = None) -
     with a logit that is not finite has diverged: all its counts are 0, so that no score hides it among the guessers.
     """
 
-    def of_client(frozen: Any, blocks: PerBlock, batches: Any) -> Array:
+    def of_client(shared: tuple[Any, Any], blocks: PerBlock) -> Array:
+        frozen, batches = shared
+
         def of_batch(batch: Any) -> tuple[Array, Array]:
             scores = logits(frozen, blocks, batch, None)
             true = jax.nn.one_hot(batch.labels, classes, dtype=jnp.int32)  # all zero for the label -1
@@ -44,6 +46,6 @@ def make_evaluate(logits: Callable, classes: int, *, chunk: int | None = None) -
 
     @jax.jit
     def evaluate(frozen: Any, blocks: PerBlock, batches: Any) -> Array:
-        return over_clients(lambda client: of_client(frozen, client, batches), chunk)(blocks)
+        return over_clients(of_client, chunk)((frozen, batches), blocks)
 
     return evaluate
