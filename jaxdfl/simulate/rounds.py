@@ -76,7 +76,6 @@ def init(
     """The state before the first round. `blocks` are stacked, [clients, ...]; a method may start from others.
 
     `base` holds W0 / scale by target path, [d_out, d_in], for methods whose first factors depend on it.
-    Every leaf is a copy of its own, the key's too: a compiled run takes the state's buffers and must not take yours.
 
     Raises:
         ValueError: the leaves of `blocks` disagree on the number of clients, or there are none.
@@ -86,8 +85,7 @@ def init(
         raise ValueError(f"every leaf of `blocks` must lead with the same clients axis, got lengths {sorted(counts)}.")
     if method.start is not None:
         blocks = method.start(jax.random.fold_in(key, START), blocks, {} if base is None else base)
-    state = SimState(blocks, _fresh(optimizer, blocks), method.mixer.init(blocks), jnp.int32(0), key)
-    return jax.tree.map(jnp.array, state)
+    return SimState(blocks, _fresh(optimizer, blocks), method.mixer.init(blocks), jnp.int32(0), key)
 
 
 def adapters(method: Method, state: SimState) -> PerBlock:

@@ -1,0 +1,132 @@
+"""Many runs as one program: topologies x methods that are tables x seeds x learning rates, advanced together.
+
+Runs whose code is the same (mixer, penalty, correction, merging; number of clients; structure of the state) share a
+program, and may share its calls: `sweep` takes such runs, `program` tells which they are. Each run's numbers are those
+it has alone, to rounding.
+"""
+
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from functools import cache, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from jaxdfl.methods.schedules import as_table
+from jaxdfl.protocol import Method, Network, PerBlock, Schedule
+from jaxdfl.simulate.program import Advance, code, one_of, stacked, together
+from jaxdfl.simulate.rounds import Conditions, SimState, StepScale, round_keys
+from jaxdfl.trees import as_data
+
+Plan = Callable[[range], np.ndarray]  # of rounds -> int32 [rounds, clients, steps, batch]: indices into the examples
+
+
+class Case(NamedTuple):
+    """One run, ready to go."""
+
+    method: Method
+    network: Network
+    frozen: Any
+    state: SimState
+    plan: Plan  # one object for the runs that share it, so that it is made once
+    step_scale: StepScale | None = None  # factor on every update, by round: a learning rate
+
+
+class Stop(NamedTuple):
+    """What is known of a run where the compiled program stops."""
+
+    round: int  # rounds completed
+    infos: dict[str, np.ndarray]  # per round since the last stop, [rounds]; empty at the first
+    state: SimState
+
+
+def program(method: Method, state: Any) -> Hashable:
+    """Equal for runs that share a program. `state` may be abstract."""
+    leaves, structure = jax.tree.flatten(state)
+    return code(method), structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+
+
+def sweep(
+    advance: Advance,
+    cases: Sequence[Case],
+    examples: Any,
+    *,
+    rounds: int,
+    every: int,
+    stop: Callable[[int, Stop], None],
+) -> list[SimState]:
+    """Rounds `state.round` .. `rounds` of all cases, and the states they end with.
+
+    `stop` is called with each case's number, one after the other, at the start, after every `every` rounds, and at the
+    end. The results do not depend on `every`, nor on where an earlier call ended: a sweep may go on from saved states.
+
+    Raises:
+        ValueError: the cases do not share a program, or are not at the same round.
+    """
+    if len({program(case.method, case.state) for case in cases}) != 1:
+        raise ValueError("`cases` must share a program: group them by `jaxdfl.simulate.sweep.program`.")
+    if len(at := {int(case.state.round) for case in cases}) != 1:
+        raise ValueError(f"`cases` must be at the same round, got {sorted(at)}.")
+    done, states = at.pop(), [case.state for case in cases]
+    for number, state in enumerate(states):
+        stop(number, Stop(done, {}, state))
+    method, frozen, state = code(cases[0].method), together([case.frozen for case in cases]), stacked(states)
+    conditions = _conditions(cases, rounds)
+    while done < rounds:
+        these = range(done, min(rounds, (done // every + 1) * every))
+        plans = {each: each(these) for each in {case.plan for case in cases}}
+        plan = np.stack([plans[case.plan] for case in cases], axis=1)
+        state, infos = advance(method, frozen, state, examples, jnp.asarray(plan), conditions(these))
+        infos, done = jax.device_get(infos), these.stop
+        states = [one_of(state, number) for number in range(len(cases))]
+        for number, each in enumerate(states):
+            stop(number, Stop(done, {name: values[:, number] for name, values in infos.items()}, each))
+    return states
+
+
+def _conditions(cases: Sequence[Case], rounds: int) -> Callable[[range], Conditions]:
+    """(a stretch of rounds) -> the conditions of all runs, [rounds, runs, ...]; networks are drawn by the stretch."""
+
+    @cache
+    def table(schedule: Schedule) -> np.ndarray:
+        return np.asarray(as_table(schedule, rounds))
+
+    @cache
+    def scales(scale: StepScale | None) -> np.ndarray:
+        return np.ones(rounds, np.float32) if scale is None else np.asarray(jax.vmap(scale)(jnp.arange(rounds)))
+
+    def by_round(values: Iterable[Any]) -> np.ndarray:
+        return np.stack(list(values), axis=1)
+
+    trains = by_round(table(case.method.trains) for case in cases)  # [rounds, runs, 3]
+    rested = trains & ~np.concatenate([trains[:1], trains[:-1]])
+    shares = by_round(table(case.method.shares) for case in cases)
+    scale = by_round(scales(case.step_scale) for case in cases)  # [rounds, runs]
+    worlds = [(case.network, np.asarray(jax.random.key_data(case.state.key)).tobytes()) for case in cases]
+    distinct = dict(zip(worlds, cases, strict=True))  # methods share what the same seed draws on the same network
+
+    def stretch(these: range) -> Conditions:
+        rows = slice(these.start, these.stop)
+        drawn = {
+            world: _draw(Network(*map(as_data, case.network)), len(these), case.state.key, these.start)
+            for world, case in distinct.items()
+        }
+        weights, work = (by_round(drawn[world][part] for world in worlds) for part in (0, 1))
+        flags = (PerBlock(*np.moveaxis(each[rows], -1, 0)) for each in (trains, rested, shares))
+        return Conditions(weights, work, *flags, scale[rows])
+
+    return stretch
+
+
+@partial(jax.jit, static_argnums=1)
+def _draw(network: Network, rounds: int, key: Array, start: Array | int) -> tuple[Array, Array]:
+    """Weights and work of a stretch of rounds. What a network holds as data is data here too."""
+
+    def one(round: Array) -> tuple[Array, Array]:
+        keys = round_keys(key, round)
+        drawn = network.weights(keys.network, round), network.work(keys.work, round)
+        return drawn[0].astype(float), drawn[1].astype(float)  # strong types, so that no draw retraces
+
+    return jax.lax.map(one, start + jnp.arange(rounds))
