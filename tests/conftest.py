@@ -63,6 +63,6 @@ def preset(weights, data):
 
     return Settings(
         preset="tiny", task="sst2", weights=str(weights), data_dir=str(data), methods=("dec_lora",),
-        topologies=("ring",), clients=CLIENTS, rounds=4, local_steps=2, batch_size=4, learning_rate=1e-2, rank=2,
+        topologies=("ring",), clients=CLIENTS, rounds=4, local_steps=2, batch_size=4, learning_rate=(1e-2,), rank=2,
         max_length=16, eval_every=2, checkpoints=False,
     )  # fmt: skip

@@ -28,9 +28,9 @@ class Problem(NamedTuple):
 
     loss: Loss  # of one client, one batch
     examples: Any  # on the device, leaves [examples, ...]
-    seeded: Callable[[int], Seeded]  # may be asked for the same seed often, and for one seed after the other
+    seeded: Callable[[int], Seeded]  # may be asked for a seed often; what no seed changes is one array in all of them
     scores: Callable[[Seeded, Method, SimState], dict[str, float]]  # columns of a metrics row
-    chunk: int | None  # clients that train at a time; None: all
+    chunk: int | None  # clients that train at a time, at most; None: all
     model: dict[str, Any]  # identities, for the manifest
     data: dict[str, Any]
     partitions: dict[int, Any]

@@ -1,8 +1,7 @@
 """A pretrained encoder with its tokenizer, as the text problems take it: loaded once, adapted for each seed."""
 
-import math
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,8 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from jaxdfl.data.examples import Examples
 from jaxdfl.models.classifier import Classifier, adapt
-from jaxdfl.models.encoder import EncoderClassifier
-from jaxdfl.models.pretrained import Weights, load
+from jaxdfl.models.pretrained import load, redrawn
 from jaxdfl.models.sources import demo_weights, locate
 from jaxdfl.problems import seed_keys
 from jaxdfl.settings import Settings
@@ -27,7 +25,7 @@ EVAL_BATCH = 64  # examples of one client at once, at most
 class Backbone(NamedTuple):
     """A model that each seed gives a head and factors of its own."""
 
-    classifier: Callable[[int], Classifier]  # of a seed; holds the last one. They differ in values alone
+    classifier: Callable[[int], Classifier]  # of a seed. They differ in values alone, and share what no seed changes
     tokenizer: PreTrainedTokenizerBase
     name: str
     vocabulary: int
@@ -37,7 +35,7 @@ class Backbone(NamedTuple):
 class Portions(NamedTuple):
     """How much is computed at a time."""
 
-    clients: int  # that train
+    clients: int  # that train, at most
     eval_batch: int
     eval_clients: int
 
@@ -52,21 +50,18 @@ def backbone(settings: Settings, classes: int, *, train_head: bool) -> Backbone:
     on_cpu = jax.default_backend() == "cpu"
     dtype = jnp.dtype(settings.dtype if settings.dtype != "auto" else "float32" if on_cpu else "bfloat16")
 
-    @lru_cache(maxsize=1)  # one seed's weights are held at a time
-    def loaded(seed: int) -> tuple[EncoderClassifier, Weights]:
-        return load(source, classes, seed_keys(seed).head, dtype)
+    model, weights = load(source, classes, seed_keys(settings.seeds[0]).head, dtype)
 
-    @lru_cache(maxsize=1)
+    @cache
     def classifier(seed: int) -> Classifier:
         return adapt(
-            loaded(seed)[0], seed_keys(seed).factors, rank=settings.rank, alpha=settings.alpha,
-            dropout=settings.lora_dropout, targets=settings.targets, train_head=train_head,
+            redrawn(model, weights.initialised, seed_keys(seed).head), seed_keys(seed).factors, rank=settings.rank,
+            alpha=settings.alpha, dropout=settings.lora_dropout, targets=settings.targets, train_head=train_head,
             # Elsewhere products of float32 take fewer bits (TF32, bfloat16), which would round small updates off a
             # merged kernel; and a kernel for each client is much memory.
             merged=None if on_cpu else False,
         )  # fmt: skip
 
-    model, weights = loaded(settings.seeds[0])
     tokenizer = _load_tokenizer(locate(source)[0])
     identity = {**weights._asdict(), "dtype": dtype.name}
     return Backbone(classifier, tokenizer, weights.name, model.config.vocabulary, identity)
@@ -94,16 +89,10 @@ def portions(settings: Settings, train: Examples, validation: Examples) -> Porti
     length, eval_length = train.ids.shape[1], validation.ids.shape[1]
     eval_batch = max(1, min(EVAL_BATCH, tokens // eval_length, len(validation.labels)))
     return Portions(
-        clients=_equal_chunks(settings.clients, tokens // (settings.batch_size * length)),
+        clients=max(1, tokens // (settings.batch_size * length)),
         eval_batch=eval_batch,
         eval_clients=settings.client_chunk or max(1, tokens // (eval_batch * eval_length)),
     )
-
-
-def _equal_chunks(clients: int, fit: int) -> int:
-    """No more than `fit` at a time, but at least 1, in chunks as equal as can be."""
-    chunks = math.ceil(clients / max(1, fit))
-    return math.ceil(clients / chunks)
 
 
 def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

@@ -27,7 +27,7 @@ def over_clients(function: Callable[[Any, Any], Any], chunk: int | None) -> Call
 def portion(clients: int, most: int) -> int:
     """How many of the clients go at a time, `most` or fewer.
 
-    A divisor where one is at least half of `most`, since a last portion of another size is compiled once more.
+    A divisor where one is above half of `most`, since a last portion of another size is compiled once more.
     """
-    divisors = [size for size in range(math.ceil(most / 2), most + 1) if clients % size == 0]
+    divisors = [size for size in range(most // 2 + 1, most + 1) if clients % size == 0]
     return divisors[-1] if divisors else math.ceil(clients / math.ceil(clients / most))

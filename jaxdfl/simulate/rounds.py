@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Key
 
 from jaxdfl.diagnostics import diagnose, disagreement, product_disagreement
@@ -16,7 +17,7 @@ from jaxdfl.simulate.moments import rotated
 from jaxdfl.simulate.training import Client, Loss, Trained, beside, make_train
 from jaxdfl.trees import keep, stack
 
-StepScale = Callable[[Round], Float[Array, ""]]
+StepScale = Callable[[Round], ArrayLike]  # factor on every update of a round
 Moments = Literal["kept", "reset_each_round", "reset_at_switch", "rotated"]
 START = 2**32 - 1  # folded into a run's key for the first factors; rounds count from 0 and stay below
 
@@ -188,7 +189,7 @@ def make_round(
             trains=trains,
             rested=PerBlock(*rested),
             shares=method.shares(round),
-            scale=jnp.float32(1) if step_scale is None else step_scale(round),
+            scale=jnp.float32(1 if step_scale is None else step_scale(round)),
         )
 
     def run_round(frozen: Any, state: SimState, batches: Any) -> tuple[SimState, Info]:

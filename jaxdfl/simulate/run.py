@@ -6,7 +6,7 @@ from typing import Any
 from jaxdfl.protocol import Method, Network
 from jaxdfl.simulate.program import Advance, make_advance
 from jaxdfl.simulate.rounds import SimState, StepScale
-from jaxdfl.simulate.sweep import Case, Plan, Stop, sweep
+from jaxdfl.simulate.sweep import Case, Plan, Stop, always_one, sweep
 
 __all__ = ["Advance", "Plan", "Stop", "make_advance", "simulate"]
 
@@ -23,7 +23,7 @@ def simulate(
     rounds: int,
     every: int,
     stop: Callable[[Stop], None],
-    step_scale: StepScale | None = None,
+    step_scale: StepScale = always_one,
 ) -> SimState:
     """Rounds `state.round` .. `rounds`, calling `stop` at the start, after every `every` rounds, and at the end.
 

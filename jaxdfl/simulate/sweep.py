@@ -15,12 +15,17 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxdfl.methods.schedules import as_table
-from jaxdfl.protocol import Method, Network, PerBlock, Schedule
+from jaxdfl.protocol import Method, Network, PerBlock, Round, Schedule
 from jaxdfl.simulate.program import Advance, code, one_of, stacked, together
 from jaxdfl.simulate.rounds import Conditions, SimState, StepScale, round_keys
 from jaxdfl.trees import as_data
 
 Plan = Callable[[range], np.ndarray]  # of rounds -> int32 [rounds, clients, steps, batch]: indices into the examples
+
+
+def always_one(round: Round) -> float:
+    """Updates as the optimizer makes them."""
+    return 1.0
 
 
 class Case(NamedTuple):
@@ -31,7 +36,7 @@ class Case(NamedTuple):
     frozen: Any
     state: SimState
     plan: Plan  # one object for the runs that share it, so that it is made once
-    step_scale: StepScale | None = None  # factor on every update, by round: a learning rate
+    step_scale: StepScale = always_one  # factor on every update, by round: a learning rate
 
 
 class Stop(NamedTuple):
@@ -94,8 +99,8 @@ def _conditions(cases: Sequence[Case], rounds: int) -> Callable[[range], Conditi
         return np.asarray(as_table(schedule, rounds))
 
     @cache
-    def scales(scale: StepScale | None) -> np.ndarray:
-        return np.ones(rounds, np.float32) if scale is None else np.asarray(jax.vmap(scale)(jnp.arange(rounds)))
+    def scales(scale: StepScale) -> np.ndarray:
+        return np.asarray(jax.vmap(lambda round: jnp.float32(scale(round)))(jnp.arange(rounds)))
 
     def by_round(values: Iterable[Any]) -> np.ndarray:
         return np.stack(list(values), axis=1)
@@ -113,9 +118,9 @@ def _conditions(cases: Sequence[Case], rounds: int) -> Callable[[range], Conditi
             world: _draw(Network(*map(as_data, case.network)), len(these), case.state.key, these.start)
             for world, case in distinct.items()
         }
-        weights, work = (by_round(drawn[world][part] for world in worlds) for part in (0, 1))
-        flags = (PerBlock(*np.moveaxis(each[rows], -1, 0)) for each in (trains, rested, shares))
-        return Conditions(weights, work, *flags, scale[rows])
+        weights, work = (jnp.asarray(by_round(drawn[world][part] for world in worlds)) for part in (0, 1))
+        now, new, out = (PerBlock(*np.moveaxis(each[rows], -1, 0)) for each in (trains, rested, shares))
+        return Conditions(weights, work, trains=now, rested=new, shares=out, scale=jnp.asarray(scale[rows]))
 
     return stretch
 
