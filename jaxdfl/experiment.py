@@ -3,6 +3,8 @@
 `experiments/*.py` call `main` with their presets. A run is one method on one topology with one seed.
 """
 
+from jaxdfl.startup import programs_kept, split_cpu  # isort: skip (it comes before jax)
+
 import dataclasses
 import re
 import sys
@@ -42,15 +44,24 @@ def main(
     argv = sys.argv[1:] if argv is None else argv
     try:
         settings = parse(presets, argv)
-        check_numerics()
-        prepared = prepare(settings)
-    except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: bad numerics, or jax without its device
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
-        return 2
-    execute(prepared, ["python", Path(sys.argv[0]).name, *argv])
+    except ValueError as error:
+        return _refuse(error)
+    split_cpu(settings.cpu_devices if settings.sweep else 1)
+    with programs_kept(settings.compilation_cache):
+        try:
+            check_numerics()
+            prepared = prepare(settings)
+        except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: bad numerics, or jax without its device
+            return _refuse(error)
+        execute(prepared, ["python", Path(sys.argv[0]).name, *argv])
     if study is not None:
         console.show_study(study(prepared.folder.path), prepared.folder.path)
     return 0
+
+
+def _refuse(error: Exception) -> int:
+    print("error: " + " ".join(str(error).split()), file=sys.stderr)
+    return 2
 
 
 def execute(prepared: Prepared, command: Sequence[str]) -> report.Summary:

@@ -105,8 +105,11 @@ class Settings:
     schedules alone. Changes speed and memory, not the result; a run's seconds are then its share of theirs."""
     runs_at_once: int | None = None
     """Of those runs, so many at a time at most; None: all. Fewer take less memory."""
+    cpu_devices: int | None = None
+    """Devices that a CPU is split into, to which the runs of a sweep are dealt; None: its cores, 8 at most. Each holds
+    the frozen weights."""
     compilation_cache: bool = True
-    """Keep compiled programs for later, in JAX_COMPILATION_CACHE_DIR or ~/.cache/jaxdfl/xla."""
+    """Keep compiled programs for later runs, in JAX_COMPILATION_CACHE_DIR or ~/.cache/jaxdfl/xla."""
 
 
 def parse(presets: Mapping[str, Settings], argv: Sequence[str]) -> Settings:
@@ -179,6 +182,7 @@ def check(settings: Settings) -> None:
         "eval_every",
         "client_chunk",
         "runs_at_once",
+        "cpu_devices",
     ]
     for name in [*at_least_one, "train_examples", "eval_examples"]:
         value = getattr(settings, name)

@@ -5,12 +5,16 @@ thousands of programs. A process that runs out is aborted in the middle of a com
 """
 
 import json
+import os
+import tempfile
 
 import jax
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 from tiny import CLIENTS, POSITIONS, VOCABULARY, WIDTH, WORDS
+
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="jaxdfl-tests-")  # of child processes too: not the user's own
 
 
 @pytest.fixture(scope="module", autouse=True)

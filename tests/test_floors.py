@@ -15,7 +15,7 @@ FLOORS = {
     "methods": 4, "metrics": 4, "diagnostics": 4, "concentration": 4, "objectives": 4,
     "simulate": 5,
     "checkpoint": 6, "settings": 6, "trackers": 6, "report": 6, "figures": 6, "doctor": 6,
-    "console": 6, "problems": 6, "presets": 6, "studies": 6, "prepare": 6, "experiment": 6,
+    "console": 6, "problems": 6, "presets": 6, "studies": 6, "prepare": 6, "startup": 6, "experiment": 6,
 }  # fmt: skip
 TOP = max(FLOORS.values())
 BESIDE = {  # what a module may import on its own floor; all others import nothing there

@@ -10,7 +10,7 @@ import toy
 
 from jaxdfl.methods import METHODS
 from jaxdfl.simulate.clients import over_clients, portion
-from jaxdfl.simulate.program import together
+from jaxdfl.simulate.placement import together
 from jaxdfl.simulate.run import make_advance, simulate
 from jaxdfl.simulate.sweep import Case, program, sweep
 from jaxdfl.topology import build

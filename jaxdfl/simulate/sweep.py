@@ -16,7 +16,8 @@ from jaxtyping import Array
 
 from jaxdfl.methods.schedules import as_table
 from jaxdfl.protocol import Method, Network, PerBlock, Round, Schedule
-from jaxdfl.simulate.program import Advance, code, one_of, stacked, together
+from jaxdfl.simulate.placement import EVERYWHERE, FROZEN, STATE, apart, mesh_of, spread, stacked, together
+from jaxdfl.simulate.program import Advance, code
 from jaxdfl.simulate.rounds import Conditions, SimState, StepScale, round_keys
 from jaxdfl.trees import as_data
 
@@ -61,11 +62,13 @@ def sweep(
     rounds: int,
     every: int,
     stop: Callable[[int, Stop], None],
+    devices: Sequence[Any] | None = None,
 ) -> list[SimState]:
     """Rounds `state.round` .. `rounds` of all cases, and the states they end with.
 
     `stop` is called with each case's number, one after the other, at the start, after every `every` rounds, and at the
     end. The results do not depend on `every`, nor on where an earlier call ended: a sweep may go on from saved states.
+    The cases are dealt to the `devices` (None: all local ones), to as many as get equal shares.
 
     Raises:
         ValueError: the cases do not share a program, or are not at the same round.
@@ -77,15 +80,17 @@ def sweep(
     done, states = at.pop(), [case.state for case in cases]
     for number, state in enumerate(states):
         stop(number, Stop(done, {}, state))
-    method, frozen, state = code(cases[0].method), together([case.frozen for case in cases]), stacked(states)
+    mesh, method = mesh_of(len(cases), devices or jax.local_devices()), code(cases[0].method)
+    frozen = spread(mesh, together([case.frozen for case in cases]), FROZEN)
+    state, examples = spread(mesh, stacked(states), STATE), spread(mesh, examples, EVERYWHERE)
     conditions = _conditions(cases, rounds)
     while done < rounds:
         these = range(done, min(rounds, (done // every + 1) * every))
         plans = {each: each(these) for each in {case.plan for case in cases}}
         plan = np.stack([plans[case.plan] for case in cases], axis=1)
-        state, infos = advance(method, frozen, state, examples, jnp.asarray(plan), conditions(these))
+        state, infos = advance(method, mesh, frozen, state, examples, jnp.asarray(plan), conditions(these))
         infos, done = jax.device_get(infos), these.stop
-        states = [one_of(state, number) for number in range(len(cases))]
+        states = apart(state, len(cases))
         for number, each in enumerate(states):
             stop(number, Stop(done, {name: values[:, number] for name, values in infos.items()}, each))
     return states
