@@ -1,6 +1,10 @@
 """Many runs as one program: each has the numbers that it has alone, and what differs between them compiles nothing."""
 
+import os
+import subprocess
+import sys
 from functools import cache, partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +14,7 @@ import toy
 
 from jaxdfl.methods import METHODS
 from jaxdfl.simulate.clients import over_clients, portion
-from jaxdfl.simulate.placement import together
+from jaxdfl.simulate.placement import mesh_of, together
 from jaxdfl.simulate.run import make_advance, simulate
 from jaxdfl.simulate.sweep import Case, program, sweep
 from jaxdfl.topology import build
@@ -59,12 +63,12 @@ CASES = [
 ]  # fmt: skip
 
 
-def swept(cases, every=4, **options):
+def swept(cases, every=4, devices=None, **options):
     """Final states, and every case's infos over all rounds."""
     stops = {}
     states = sweep(
         advance(**options), cases, EXAMPLES, rounds=ROUNDS, every=every,
-        stop=lambda number, at: stops.setdefault(number, []).append(at),
+        stop=lambda number, at: stops.setdefault(number, []).append(at), devices=devices,
     )  # fmt: skip
     infos = [
         {name: np.concatenate([at.infos[name] for at in stops[number][1:]]) for name in stops[number][-1].infos}
@@ -209,6 +213,29 @@ def test_a_run_added_to_a_sweep_traces_the_loss_no_more_often():
         return len(traces)
 
     assert traced(CASES) == traced(CASES[:2])
+
+
+TWO_DEVICES = """
+import jax, test_sweep, toy
+assert len(jax.devices()) == 2
+both, one = (test_sweep.swept(test_sweep.CASES[:4], devices=jax.devices()[:count]) for count in (2, 1))
+toy.assert_close(both[:2], one[:2])
+resumed = [case._replace(state=both[2][number][1].state) for number, case in enumerate(test_sweep.CASES[:4])]
+toy.assert_equal(test_sweep.swept(resumed, devices=jax.devices())[0], both[0])
+"""
+
+
+def test_runs_dealt_to_two_devices_have_the_same_numbers():
+    """In a process of its own, since devices are counted once."""
+    here = Path(__file__).parent
+    world = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2", "PYTHONPATH": str(here.parent)}
+    done = subprocess.run([sys.executable, "-c", TWO_DEVICES], cwd=here, env=world, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("runs", "count"), [(12, 4), (9, 3), (7, 1), (2, 2)])
+def test_runs_are_dealt_to_as_many_devices_as_get_equal_shares(runs, count):
+    assert mesh_of(runs, [jax.devices()[0]] * 4).size == count
 
 
 @pytest.mark.parametrize("chunk", [None, 1, 3, 4, 5, 12, 20])
