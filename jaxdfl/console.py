@@ -27,6 +27,7 @@ OUT = Console(markup=False, highlight=False)  # paths and patterns may hold brac
 def show_setup(manifest: Mapping[str, Any]) -> None:
     """Says which model, data, device and networks the runs use."""
     settings, model, data, world = (manifest[name] for name in ("settings", "model", "data", "environment"))
+    rates = ", ".join(format(rate, "g") for rate in settings["learning_rate"])
     runs, note = manifest["runs"], "" if settings["arbiter"] == "all" else f", of which {settings['arbiter']} are kept"
     rows = {
         "model": f"{model['name']} ({model['architecture']}, {model['parameters'] / 1e6:.1f}M, {model['dtype']})",
@@ -38,7 +39,7 @@ def show_setup(manifest: Mapping[str, Any]) -> None:
         "clients": f"{settings['clients']}, partition {settings['partition']}",
         "work": "" if settings["work"] == "steady" else f"{settings['work']} (share of local steps finished)",
         "training": f"{settings['rounds']} rounds x {settings['local_steps']} steps x {settings['batch_size']} "
-        f"examples, {settings['optimizer']} {settings['learning_rate']:g} ({settings['learning_rate_schedule']}), "
+        f"examples, {settings['optimizer']} {rates} ({settings['learning_rate_schedule']}), "
         f"moments {settings['moments'].replace('_', ' ')}",
         "device": f"{world['devices']} x {world['device']} (jax {world['packages']['jax']})",
         "runs": f"{len(runs)}: {', '.join(settings['methods'])}; seeds {', '.join(map(str, settings['seeds']))}",
@@ -128,17 +129,22 @@ def compile_time() -> Iterator[Callable[[], float]]:
 
 
 class Recorder:
-    """Writes the rows of one run as the engine stops, and moves the progress bar."""
+    """Writes the rows of one run as the engine stops, and moves the progress bar.
 
-    def __init__(self, folder: RunFolder, run: Mapping[str, Any], moved: Callable[[str, int], None]):
-        self.folder, self.run, self.moved = folder, run, moved
+    A row's `seconds` are those since the recorder was made, divided by the number of runs that go `together` with this
+    one: compiling and evaluation included.
+    """
+
+    def __init__(self, folder: RunFolder, run: Mapping[str, Any], moved: Callable[[str, int], None], together: int = 1):
+        self.folder, self.run, self.moved, self.together = folder, run, moved, together
         self.began = time.perf_counter()
         self.totals: dict[str, int] = dict.fromkeys(COUNTS, 0)
         moved(self.name, 0)
 
     @property
     def name(self) -> str:
-        return f"{self.run['method']} on {self.run['topology']}, seed {self.run['seed']}"
+        rate = f", learning rate {self.run['learning_rate']:g}" if "learning_rate" in self.run else ""
+        return f"{self.run['method']} on {self.run['topology']}, seed {self.run['seed']}{rate}"
 
     def __call__(self, stop: Stop, scores: Mapping[str, float]) -> None:
         """A row for every round since the last stop, and one for this stop."""
@@ -152,7 +158,7 @@ class Recorder:
             diagnostics = {name: info.pop(name) for name in DIAGNOSTICS}
             number = stop.round - rounds + index + 1
             self.folder.log_round({**self.run, "round": number, "loss": loss, **diagnostics, **counts, **info})
-        seconds = round(time.perf_counter() - self.began, 3)
+        seconds = round((time.perf_counter() - self.began) / self.together, 3)
         row = {**self.run, "round": stop.round, "loss": loss, **scores, **self.totals, "seconds": seconds}
         self.folder.log_metrics(row)
         self.moved(self.name, rounds)

@@ -3,25 +3,30 @@
 `experiments/*.py` call `main` with their presets. A run is one method on one topology with one seed.
 """
 
+from jaxdfl.startup import programs_kept, split_cpu  # isort: skip (it comes before jax)
+
 import dataclasses
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
-from jaxdfl import checkpoint, console, devices, report
+from jaxdfl import checkpoint, console, report
 from jaxdfl.data.batches import plan
+from jaxdfl.data.partition import Partition
 from jaxdfl.doctor import check_numerics
-from jaxdfl.methods.schedules import nothing
-from jaxdfl.prepare import Prepared, Run, prepare
+from jaxdfl.prepare import NOBODY, Prepared, Run, prepare
 from jaxdfl.problems import seed_keys
-from jaxdfl.settings import Settings, make_optimizer, make_step_scale, parse
+from jaxdfl.protocol import Method
+from jaxdfl.settings import Settings, make_optimizer, parse
+from jaxdfl.simulate.program import Advance, code, make_advance
 from jaxdfl.simulate.rounds import measure
-from jaxdfl.simulate.run import Advance, Stop, make_advance, simulate
-from jaxdfl.topology import build
+from jaxdfl.simulate.sweep import Stop, sweep
 from jaxdfl.topology.spectrum import recommended_period
 from jaxdfl.trackers import environment
 
@@ -39,16 +44,24 @@ def main(
     argv = sys.argv[1:] if argv is None else argv
     try:
         settings = parse(presets, argv)
-        devices.start(settings)
-        check_numerics()
-        prepared = prepare(settings)
-    except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: bad numerics, or jax without its device
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
-        return 2
-    execute(prepared, ["python", Path(sys.argv[0]).name, *argv])
+    except ValueError as error:
+        return _refuse(error)
+    split_cpu(settings.cpu_devices if settings.sweep else 1)
+    with programs_kept(settings.compilation_cache):
+        try:
+            check_numerics()
+            prepared = prepare(settings)
+        except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: bad numerics, or jax without its device
+            return _refuse(error)
+        execute(prepared, ["python", Path(sys.argv[0]).name, *argv])
     if study is not None:
         console.show_study(study(prepared.folder.path), prepared.folder.path)
     return 0
+
+
+def _refuse(error: Exception) -> int:
+    print("error: " + " ".join(str(error).split()), file=sys.stderr)
+    return 2
 
 
 def execute(prepared: Prepared, command: Sequence[str]) -> report.Summary:
@@ -60,35 +73,48 @@ def execute(prepared: Prepared, command: Sequence[str]) -> report.Summary:
 
     advance = make_advance(
         problem.loss, make_optimizer(settings), moments=settings.moments, clip=settings.clip,
-        chunk=settings.client_chunk or problem.chunk, mesh=problem.mesh, step_scale=make_step_scale(settings),
+        chunk=settings.client_chunk or problem.chunk,
     )  # fmt: skip
     with console.progress(len(prepared.runs) * settings.rounds) as moved, console.compile_time() as compiled:
-        for run in prepared.runs:
-            _simulate(prepared, run, advance, console.Recorder(folder, run._asdict(), moved))
+        for runs in prepared.groups():
+            _simulate(
+                prepared, runs, advance, [console.Recorder(folder, run.identity, moved, len(runs)) for run in runs]
+            )
     summary = report.summarize(folder.path)
     console.show_summary(summary, folder.path, compiled())
     return summary
 
 
-def _simulate(prepared: Prepared, run: Run, advance: Advance, record: Callable[[Stop, dict[str, float]], None]) -> None:
-    settings, problem, method = prepared.settings, prepared.problem, prepared.method(run)
-    start, batches = prepared.seeded(run), seed_keys(run.seed).batches
-    topology = prepared.topologies.get(run.topology) or build("isolated", 1)  # pooled: one client
+def _simulate(prepared: Prepared, runs: Sequence[Run], advance: Advance, records: Sequence[console.Recorder]) -> None:
+    """Runs that share a program, all at once."""
+    settings, problem = prepared.settings, prepared.problem
+    given = [(run.seed, run.topology == NOBODY) for run in runs]
+    starts = {key: prepared.seeded(run) for key, run in dict(zip(given, runs, strict=True)).items()}
+    plans = {key: partial(_plan, settings, key[0], start.parts) for key, start in starts.items()}
+    cases = [prepared.case(run, starts[key], plans[key]) for run, key in zip(runs, given, strict=True)]
+    starts = {key: start._replace(base={}) for key, start in starts.items()}  # W0 has served, and is large
 
-    def at_stop(stop: Stop) -> None:
-        measured = {name: float(x) for name, x in _measure(code, stop.state).items()}
-        record(stop, {**problem.scores(start, code, stop.state), **measured})
+    def at_stop(number: int, stop: Stop) -> None:
+        method = code(cases[number].method)
+        scores = problem.scores(starts[given[number]], method, stop.state)
+        records[number](stop, {**scores, **_measured(method, stop)})
 
-    code = method._replace(trains=nothing, shares=nothing)  # what differs in schedules alone measures alike
-    state = simulate(
-        advance, method, topology.network, start.frozen, prepared.init(run), problem.examples,
-        lambda rounds: plan(batches, start.parts, rounds, settings.local_steps, settings.batch_size),
-        rounds=settings.rounds, every=settings.eval_every, stop=at_stop,
-    )  # fmt: skip
+    states = sweep(advance, cases, problem.examples, rounds=settings.rounds, every=settings.eval_every, stop=at_stop)
     if settings.checkpoints:
-        number = prepared.runs.index(run)  # since two specs may look alike as file names
-        name = re.sub(r"[^\w.-]", "_", f"{number:03d}-{run.method}-{run.topology}-seed{run.seed}")
-        checkpoint.save(prepared.folder.checkpoints / name, state)
+        for run, state in zip(runs, states, strict=True):
+            number = prepared.runs.index(run)  # since two specs may look alike as file names
+            name = "-".join([f"{number:03d}", run.method, run.topology, f"seed{run.seed}"])
+            checkpoint.save(prepared.folder.checkpoints / re.sub(r"[^\w.-]", "_", name), state)
+
+
+def _plan(settings: Settings, seed: int, parts: Partition, rounds: range) -> np.ndarray:
+    return plan(seed_keys(seed).batches, parts, rounds, settings.local_steps, settings.batch_size)
+
+
+def _measured(method: Method, stop: Stop) -> dict[str, float]:
+    """The diagnostics of the state; the last round's, where there was one."""
+    found = {name: values[-1] for name, values in stop.infos.items()} or _measure(method, stop.state)
+    return {name: float(found[name]) for name in console.DIAGNOSTICS}
 
 
 def _recommended(rho: float) -> int | None:
@@ -110,6 +136,6 @@ def _manifest(prepared: Prepared, command: Sequence[str]) -> dict[str, Any]:
             spec: {**found._asdict(), "recommended_period": _recommended(found.rho)}
             for spec, found in prepared.spectra.items()
         },
-        "runs": [{**run._asdict(), "period": prepared.periods[run]} for run in prepared.runs],
+        "runs": [{**run.identity, "period": prepared.periods[run]} for run in prepared.runs],
         "environment": environment(),
     }

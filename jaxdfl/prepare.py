@@ -4,12 +4,12 @@ Nothing is written before all of it has succeeded.
 """
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cache, partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -20,8 +20,10 @@ from jaxdfl.data.partition import Partition
 from jaxdfl.methods import DEMANDS, METHODS, POOLED
 from jaxdfl.problems import Problem, Seeded, bilinear, domains, seed_keys, text
 from jaxdfl.protocol import Method
-from jaxdfl.settings import BILINEAR, DOMAINS, Settings, arbiter_of, make_optimizer
+from jaxdfl.settings import BILINEAR, DOMAINS, Settings, arbiter_of, make_optimizer, make_step_scale
+from jaxdfl.simulate.clients import portion
 from jaxdfl.simulate.rounds import SimState, init
+from jaxdfl.simulate.sweep import Case, Plan, program
 from jaxdfl.topology import build, build_work
 from jaxdfl.topology.catalogue import Topology
 from jaxdfl.topology.spectrum import Spectrum, recommended_period, spectrum
@@ -39,6 +41,12 @@ class Run(NamedTuple):
     method: str
     topology: str
     seed: int
+    learning_rate: float | None = None  # None where all runs have that of the settings
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What tells it from the other runs, as rows have it."""
+        return {name: value for name, value in self._asdict().items() if value is not None}
 
 
 class Prepared(NamedTuple):
@@ -59,11 +67,30 @@ class Prepared(NamedTuple):
     def seeded(self, run: Run) -> Seeded:
         """What the run's seed changes; one client has everybody's examples where the method pools them."""
         start = self.problem.seeded(run.seed)
-        return start._replace(parts=[np.sort(np.concatenate(start.parts))]) if run.topology == NOBODY else start
+        return _pooled(start) if run.topology == NOBODY else start
 
-    def init(self, run: Run) -> SimState:
-        """The run's first state."""
-        return _init(self.settings, self.seeded(run), self.method(run), seed_keys(run.seed).rounds)
+    def case(self, run: Run, start: Seeded, plan: Plan) -> Case:
+        """The run, ready to go from what its seed gives."""
+        method = self.method(run)
+        topology = self.topologies.get(run.topology) or build("isolated", 1)  # pooled: one client
+        state = _init(self.settings, start, method, seed_keys(run.seed).rounds)
+        scale = make_step_scale(self.settings, _rate(self.settings, run))
+        return Case(method, topology.network, start.frozen, state, plan, scale)
+
+    def groups(self) -> list[list[Run]]:
+        """Runs that share a program, to go together."""
+        if not self.settings.sweep:
+            return [[run] for run in self.runs]
+        start, found = self.problem.seeded(self.settings.seeds[0]), {}
+
+        @cache  # seeds differ in values alone
+        def of(method: Method, pooled: bool) -> Hashable:
+            begin = partial(_init, self.settings, _pooled(start) if pooled else start, method)
+            return program(method, jax.eval_shape(begin, seed_keys(0).rounds))
+
+        for run in self.runs:
+            found.setdefault(of(self.method(run), run.topology == NOBODY), []).append(run)
+        return [group for runs in found.values() for group in _portions(runs, self.settings.runs_at_once)]
 
 
 def prepare(settings: Settings) -> Prepared:
@@ -95,8 +122,22 @@ def prepare(settings: Settings) -> Prepared:
 
 
 def _method(settings: Settings, spectra: dict[str, Spectrum], run: Run) -> Method:
-    rho = _rho(spectra, run)
-    return methods.build(run.method, rho=rho, learning_rate=settings.learning_rate, local_steps=settings.local_steps)
+    world = {"rho": _rho(spectra, run), "learning_rate": _rate(settings, run), "local_steps": settings.local_steps}
+    return methods.build(run.method, **world)
+
+
+def _rate(settings: Settings, run: Run) -> float:
+    return settings.learning_rate[0] if run.learning_rate is None else run.learning_rate
+
+
+def _pooled(start: Seeded) -> Seeded:
+    """One client with everybody's examples."""
+    return start._replace(parts=[np.sort(np.concatenate(start.parts))])
+
+
+def _portions(runs: list[Run], most: int | None) -> Iterator[list[Run]]:
+    size = portion(len(runs), most or len(runs))
+    yield from (runs[first : first + size] for first in range(0, len(runs), size))
 
 
 def _init(settings: Settings, start: Seeded, method: Method, key: jax.Array) -> SimState:
@@ -105,11 +146,12 @@ def _init(settings: Settings, start: Seeded, method: Method, key: jax.Array) -> 
 
 def _runs(settings: Settings) -> Iterator[Run]:
     """Seed by seed, since each has weights of its own."""
+    rates = settings.learning_rate if len(settings.learning_rate) > 1 else (None,)
     for seed in settings.seeds:
         for method in settings.methods:
             pooled = methods.parse(method).name in POOLED
             for topology in (NOBODY,) if pooled else settings.topologies:
-                yield Run(method, topology, seed)
+                yield from (Run(method, topology, seed, rate) for rate in rates)
 
 
 @contextmanager

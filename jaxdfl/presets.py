@@ -15,7 +15,7 @@ BILINEAR = Settings(  # a proving ground without text: seconds a run
     rounds=150,
     local_steps=5,
     batch_size=8,
-    learning_rate=5e-3,
+    learning_rate=(5e-3,),
     rank=4,
     alpha=8.0,
     eval_every=150,
@@ -33,7 +33,7 @@ DEMO = Settings(  # small and mildly skewed: so few steps on the paper's mixture
     rounds=24,
     local_steps=5,
     batch_size=8,
-    learning_rate=5e-3,
+    learning_rate=(5e-3,),
     eval_every=8,
     eval_examples=200,
 )

@@ -38,7 +38,10 @@ Schedule = Callable[[Round], PerBlock]  # of booleans (traced): which blocks tra
 
 
 class Network(NamedTuple):
-    """The world the clients live in. Both are pure, so every method sees the same graphs for the same seed."""
+    """The world the clients live in. Both are pure, so every method sees the same graphs for the same seed.
+
+    Either may be a `jax.tree_util.Partial`: networks that differ in the arrays it binds alone share compiled programs.
+    """
 
     weights: Callable[[RoundKey, Round], Float[Array, "clients clients"]]  # row i: what client i makes of each message
     work: Callable[[RoundKey, Round], Float[Array, " clients"]]  # share of its local steps each client finishes

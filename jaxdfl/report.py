@@ -10,6 +10,7 @@ import math
 import os
 import textwrap
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,11 +19,11 @@ from rich import box
 from rich.table import Table
 
 from jaxdfl import figures
-from jaxdfl.trackers import read_manifest, read_rows
+from jaxdfl.trackers import at_rate, read_manifest, read_rows
 
 Row = Mapping[str, Any]
 
-IDENTITY = ("method", "topology", "seed", "round")  # of a row; every other key is a quantity
+IDENTITY = ("method", "topology", "seed", "round", "learning_rate")  # of a row; every other key is a quantity
 NAME = 24  # characters of a method on one line of a terminal
 FIRST_CHOICE = "dec_lora"  # baseline, where it was run
 FIGURES = {
@@ -62,9 +63,9 @@ class Estimate(NamedTuple):
 
 
 class Line(NamedTuple):
-    """One method on one topology, over its seeds."""
+    """One method on one topology, over its seeds; at one learning rate, where there are several."""
 
-    method: str
+    method: str  # with its learning rate (see `trackers.at_rate`)
     topology: str
     seeds: int
     rounds: str  # last evaluated: "50", or "40-50" where the seeds differ
@@ -83,6 +84,8 @@ class Summary(NamedTuple):
 
 def summarize(folder: str | os.PathLike[str]) -> Summary:
     """Reads a run folder and writes its summary.csv, summary.md and figures/*.png (replacing older ones).
+
+    Of several learning rates, each makes a method a line of its own, compared with the baseline at the same rate.
 
     Raises:
         ValueError: a file is missing, empty or broken (see `jaxdfl.trackers`).
@@ -123,18 +126,20 @@ def _summary(manifest: dict[str, Any], rows: Sequence[Row]) -> Summary:
     score, mean = Score(metric, percent=metric != "error"), f"{metric}_mean"
     last: dict[tuple[str, str], dict[int, Row]] = {}  # (topology, method) -> seed -> its last row
     for row in sorted(rows, key=lambda row: row["round"]):
-        last.setdefault((row["topology"], row["method"]), {})[row["seed"]] = row
-    topologies = list(dict.fromkeys(row["topology"] for row in rows))
-    methods = list(dict.fromkeys(row["method"] for row in rows))
-    baseline = FIRST_CHOICE if FIRST_CHOICE in methods else methods[0]
+        last.setdefault((row["topology"], at_rate(row)), {})[row["seed"]] = row
+    asked = [*manifest.get("runs", ()), *rows]  # rows come in the order in which runs were made
+    topologies, labels = (list(dict.fromkeys(map(of, asked))) for of in (itemgetter("topology"), at_rate))
+    named = [run["method"] for run in asked if run["method"] in {row["method"] for row in rows}]
+    baseline = FIRST_CHOICE if FIRST_CHOICE in named else named[0]
+    against = {at_rate(row): at_rate({**row, "method": baseline}) for row in rows}
     lines = []
     for topology in topologies:
-        for method in methods:
+        for method in labels:
             if (topology, method) not in last:
                 continue
-            runs, others = last[topology, method], last.get((topology, baseline), {})
+            runs, others = last[topology, method], last.get((topology, against[method]), {})
             quantities = [key for key in next(iter(runs.values())) if key not in IDENTITY]
-            shared = [seed for seed in runs if seed in others] if method != baseline else []
+            shared = [seed for seed in runs if seed in others] if method != against[method] else []
             gains = [_number(runs[s], mean) - _number(others[s], mean) for s in shared]
             rounds = sorted({row["round"] for row in runs.values()})
             lines.append(
@@ -191,7 +196,7 @@ def _cells(summary: Summary) -> tuple[list[str], list[list[str]]]:
     versus = f"vs {summary.baseline}"
     headers = ["topology", "method", "T", "round", "seeds", score.header(score.name), versus]
     headers += [*map(score.header, columns), "cross term", "sent"]
-    periods = {(run["topology"], run["method"]): run.get("period") for run in summary.manifest.get("runs", ())}
+    periods = {(run["topology"], at_rate(run)): run.get("period") for run in summary.manifest.get("runs", ())}
     cells = [
         [
             line.topology,
@@ -263,6 +268,7 @@ def _csv(summary: Summary) -> str:
 def _draw(folder: Path, summary: Summary, metrics: Sequence[Row], rounds: Sequence[Row]) -> None:
     topologies = dict.fromkeys(line.topology for line in summary.lines)
     rho = {spec: summary.manifest["topologies"].get(spec, {}).get("rho") for spec in topologies}
+    metrics, rounds = ([{**row, "method": at_rate(row)} for row in each] for each in (metrics, rounds))
     titles = {spec: spec if value is None else f"{spec}  ($\\rho$ = {value:.2g})" for spec, value in rho.items()}
     folder.mkdir(exist_ok=True)
     score = summary.score

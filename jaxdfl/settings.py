@@ -3,8 +3,9 @@
 import contextlib
 import io
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cache
 from typing import Literal
 
 import optax
@@ -58,7 +59,8 @@ class Settings:
     """Optimizer steps of each client in each round."""
     batch_size: int = 32
     """Examples of one client in one step."""
-    learning_rate: float = 5e-4
+    learning_rate: tuple[float, ...] = (5e-4,)
+    """Several make runs of their own: rows, tables and figures then tell them apart."""
     learning_rate_schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Over rounds; linear and cosine fall towards zero."""
     optimizer: Literal["adamw", "adam", "sgd", "lion"] = "adamw"
@@ -93,8 +95,6 @@ class Settings:
     """From a graph to doubly stochastic weights."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the frozen backbone's arithmetic; auto is bfloat16 on accelerators. Factors and mixing are float32."""
-    devices: int | None = None
-    """Devices that share the clients; None takes all there are, and one a core of a CPU. Changes speed, not the result."""
     remat: bool = False
     """Compute activations again for the gradient rather than keep them: less memory, a third more time."""
     packing: bool = True
@@ -107,6 +107,16 @@ class Settings:
     """Replace what an earlier run left in --out."""
     checkpoints: bool = True
     """Save each run's final state."""
+    sweep: bool = True
+    """Runs that share a program run as one: all topologies, seeds and learning rates, and methods that differ in
+    schedules alone. Changes speed and memory, not the result; a run's seconds are then its share of theirs."""
+    runs_at_once: int | None = None
+    """Of those runs, so many at a time at most; None: all. Fewer take less memory."""
+    cpu_devices: int | None = None
+    """Devices that a CPU is split into, to which the runs of a sweep are dealt; None: its cores, 8 at most. Each holds
+    the frozen weights."""
+    compilation_cache: bool = True
+    """Keep compiled programs for later runs, in JAX_COMPILATION_CACHE_DIR or ~/.cache/jaxdfl/xla."""
 
 
 def parse(presets: Mapping[str, Settings], argv: Sequence[str]) -> Settings:
@@ -149,12 +159,12 @@ def check(settings: Settings) -> None:
     Raises:
         ValueError: names the first bad setting, its value and the remedy.
     """
-    for name in ("methods", "topologies", "seeds", "targets"):
+    for name in ("methods", "topologies", "seeds", "targets", "learning_rate"):
         values = getattr(settings, name)
         if not values:
-            raise ValueError(f"`--{name}` is empty; name at least one.")
+            raise ValueError(f"`{_flag(name)}` is empty; name at least one.")
         if len(set(values)) < len(values):
-            raise ValueError(f"`--{name}` names one twice: {' '.join(map(str, values))}.")
+            raise ValueError(f"`{_flag(name)}` names one twice: {' '.join(map(str, values))}.")
     known = (*TASKS, *OTHER_TASKS)
     arbiter_of(settings)
     adapted_layers(settings)
@@ -168,16 +178,26 @@ def check(settings: Settings) -> None:
     for spec in settings.methods:
         methods.parse(spec)
         try:
-            methods.build(spec, rho=0.5, learning_rate=settings.learning_rate, local_steps=settings.local_steps)
+            methods.build(spec, rho=0.5, learning_rate=settings.learning_rate[0], local_steps=settings.local_steps)
         except ValueError as error:
             raise ValueError(f"method {spec!r}: {error}") from None
-    at_least_one = ["clients", "rounds", "local_steps", "batch_size", "rank", "eval_every", "client_chunk", "devices"]
+    at_least_one = [
+        "clients",
+        "rounds",
+        "local_steps",
+        "batch_size",
+        "rank",
+        "eval_every",
+        "client_chunk",
+        "runs_at_once",
+        "cpu_devices",
+    ]
     for name in [*at_least_one, "train_examples", "eval_examples"]:
         value = getattr(settings, name)
         if value is not None and value < 1:
             raise ValueError(f"`{_flag(name)}` must be at least 1, got {value}.")
-    for name in ("learning_rate", "alpha", "clip"):
-        value = getattr(settings, name)
+    positive = [("learning_rate", rate) for rate in settings.learning_rate]
+    for name, value in [*positive, ("alpha", settings.alpha), ("clip", settings.clip)]:
         if value is not None and not 0 < value < float("inf"):
             raise ValueError(f"`{_flag(name)}` must be a positive number, got {value}.")
     for name, below in (("weight_decay", float("inf")), ("lora_dropout", 1.0)):
@@ -227,18 +247,22 @@ def adapted_layers(settings: Settings) -> int | None:
 
 
 def make_optimizer(settings: Settings) -> optax.GradientTransformation:
-    """The optax optimizer that every block of every client gets."""
+    """The optax optimizer that every block of every client gets, at a learning rate of 1.
+
+    Updates of all four, weight decay included, are linear in the rate: each run's own enters by `make_step_scale`.
+    """
     decay = {"weight_decay": settings.weight_decay} if settings.optimizer in ("adamw", "lion") else {}
-    return OPTIMIZERS[settings.optimizer](settings.learning_rate, **decay)
+    return OPTIMIZERS[settings.optimizer](1.0, **decay)
 
 
-def make_step_scale(settings: Settings) -> Callable | None:
-    """The learning-rate schedule as a factor by round, or None where it is constant."""
+@cache  # one object for a rate
+def make_step_scale(settings: Settings, learning_rate: float) -> optax.Schedule:
+    """The learning rate by round, as the settings' schedule has it."""
     if settings.learning_rate_schedule == "linear":
-        return optax.linear_schedule(1.0, 0.0, settings.rounds)
+        return optax.linear_schedule(learning_rate, 0.0, settings.rounds)
     if settings.learning_rate_schedule == "cosine":
-        return optax.cosine_decay_schedule(1.0, settings.rounds)
-    return None
+        return optax.cosine_decay_schedule(learning_rate, settings.rounds)
+    return optax.constant_schedule(learning_rate)
 
 
 def _flag(name: str) -> str:

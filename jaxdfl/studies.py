@@ -19,7 +19,7 @@ from scipy.stats import t as student
 
 from jaxdfl.figures import COLORS, DASHES
 from jaxdfl.methods import parse
-from jaxdfl.trackers import read_manifest, read_rows
+from jaxdfl.trackers import at_rate, read_manifest, read_rows
 
 Record = Mapping[str, Any]
 Of = Callable[[Record], Any]
@@ -68,7 +68,8 @@ class Panel(NamedTuple):
 def records(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """One record per run, with the columns of its last evaluated row, and
 
-    `name`, `settings`, `wrappers` of its method, taken apart; its `base`, the method as asked for without wrappers;
+    `name`, `settings`, `wrappers` of its method, taken apart; its `base`, the method as asked for without wrappers
+    (both `method` and `base` with the learning rate, where there are several);
     `period` T; `rho` and `recommended_period` of its topology, None where there is none; and for the diagnostics of
     `AVERAGED` `NAME_over_rounds`, the mean over all rounds. A number that is not finite (null in the rows) is NaN.
 
@@ -88,8 +89,8 @@ def records(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
         parts = {"name": name, "settings": settings, "wrappers": {part.name: part.settings for part in wrappers}}
         network = manifest["topologies"].get(run["topology"], {})
         network = {key: network.get(key) for key in ("rho", "recommended_period")}
-        base = run["method"].partition("+")[0]
-        found.append({**_numbers(last[_run(run)]), **means, **parts, "base": base, "period": run["period"], **network})
+        names = {"method": at_rate(run), "base": at_rate({**run, "method": run["method"].partition("+")[0]})}
+        found.append({**_numbers(last[_run(run)]), **means, **parts, **names, "period": run["period"], **network})
     return found
 
 
@@ -276,4 +277,4 @@ def _numbers(row: Record) -> dict[str, Any]:
 
 
 def _run(row: Record) -> tuple[str, str, int]:
-    return row["method"], row["topology"], row["seed"]
+    return at_rate(row), row["topology"], row["seed"]

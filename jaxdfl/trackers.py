@@ -122,6 +122,11 @@ def read_rows(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return rows
 
 
+def at_rate(run: Mapping[str, Any]) -> str:
+    """The name of a run's (or a row's) method, with its learning rate where runs differ in it."""
+    return f"{run['method']} @ {run['learning_rate']:g}" if "learning_rate" in run else run["method"]
+
+
 def environment() -> dict[str, Any]:
     """What a result may depend on besides settings: versions, device, flags and commit. Names no host, user or path."""
     flags = os.environ.get("XLA_FLAGS", "").split()

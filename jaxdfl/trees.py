@@ -1,9 +1,11 @@
 """Small operations on stacked pytrees, whose leaves all lead with the clients axis."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float
 
 Tree = Any
@@ -22,6 +24,11 @@ def client_mean(tree: Tree) -> Tree:
 def stack(tree: Tree, clients: int) -> Tree:
     """The same tree for every client: each leaf gains a leading axis of length `clients`."""
     return jax.tree.map(lambda x: jnp.broadcast_to(x, (clients, *jnp.shape(x))), tree)
+
+
+def as_data(function: Callable) -> Partial:
+    """The function as an argument of compiled code: arrays bound by a `Partial` are data, any other one is its code."""
+    return function if isinstance(function, Partial) else Partial(function)
 
 
 def wide(x: Array) -> Array:

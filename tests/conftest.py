@@ -5,12 +5,16 @@ thousands of programs. A process that runs out is aborted in the middle of a com
 """
 
 import json
+import os
+import tempfile
 
 import jax
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 from tiny import CLIENTS, POSITIONS, VOCABULARY, WIDTH, WORDS
+
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="jaxdfl-tests-")  # of child processes too: not the user's own
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -63,6 +67,6 @@ def preset(weights, data):
 
     return Settings(
         preset="tiny", task="sst2", weights=str(weights), data_dir=str(data), methods=("dec_lora",),
-        topologies=("ring",), clients=CLIENTS, rounds=4, local_steps=2, batch_size=4, learning_rate=1e-2, rank=2,
+        topologies=("ring",), clients=CLIENTS, rounds=4, local_steps=2, batch_size=4, learning_rate=(1e-2,), rank=2,
         max_length=16, eval_every=2, checkpoints=False,
     )  # fmt: skip

@@ -15,7 +15,7 @@ NETWORK = {
 MANIFEST = {
     "settings": {
         "methods": ["dec_lora", "tad_lora"], "seeds": [0, 1], "clients": 10, "rounds": 150, "local_steps": 20,
-        "batch_size": 32, "optimizer": "adamw", "learning_rate": 5e-4, "learning_rate_schedule": "constant",
+        "batch_size": 32, "optimizer": "adamw", "learning_rate": [5e-4], "learning_rate_schedule": "constant",
         "moments": "reset_each_round", "rank": 8, "alpha": 16.0, "lora_dropout": 0.1, "head": "frozen",
         "targets": ["layers/[01]/attention/[qv]"], "partition": "dirichlet:0.5", "work": "steady", "arbiter": "all",
     },

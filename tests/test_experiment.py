@@ -81,7 +81,7 @@ def test_a_row_of_metrics_has_the_keys_of_the_design_in_every_evaluated_round(tw
     found = rows(two_methods[0])
     assert all(set(ROW) <= set(row) for row in found)
     runs = [(m, t) for m in ("dec_lora", "tad_lora") for t in ("ring", "erdos_renyi:0.5")]
-    expected = [(*run, number) for run in runs for number in (0, 2, 4)]
+    expected = [(*run, number) for number in (0, 2, 4) for run in runs]  # all four share a program
     assert [(row["method"], row["topology"], row["round"]) for row in found] == expected
     for row in found:
         assert 0 <= row["accuracy_worst"] <= row["accuracy_mean"] <= 1
@@ -91,7 +91,7 @@ def test_a_row_of_metrics_has_the_keys_of_the_design_in_every_evaluated_round(tw
 def test_messages_and_bytes_of_metrics_are_the_sums_of_those_of_the_rounds(two_methods):
     folder, _ = two_methods
     by_round = rows(folder, "rounds.jsonl")
-    assert [row["round"] for row in by_round] == [1, 2, 3, 4] * 4
+    assert [row["round"] for row in by_round] == [1, 2] * 4 + [3, 4] * 4  # as the sweep stops
     for row in rows(folder):
         same = of(by_round, method=row["method"], topology=row["topology"])
         for name in ("messages", "bytes"):
@@ -133,6 +133,36 @@ def test_the_same_command_twice_writes_the_same_rows_apart_from_seconds(two_meth
     for name in ("metrics.jsonl", "rounds.jsonl"):
         first, again = ([{**row, "seconds": 0} for row in rows(place, name)] for place in (folder, tmp_path / "again"))
         assert first == again
+
+
+def test_runs_swept_and_one_by_one_write_the_same_rows_to_rounding(preset, tmp_path):
+    """Methods of two programs, two seeds with heads of their own, two learning rates; in portions of two as well."""
+    asked = ["--methods", "dec_lora", "tad_lora:1", "local_gradient_tracking", "--seeds", "0", "1"]
+    asked += ["--learning-rate", "1e-2", "3e-2", "--lora-dropout", "0.1", "--optimizer", "sgd"]
+    for name, more in (("swept", []), ("alone", ["--no-sweep"]), ("pairs", ["--runs-at-once", "2"])):
+        assert experiment.main({"tiny": preset}, [*asked, *more, "--out", str(tmp_path / name)]) == 0
+
+    def sorted_rows(name, file):
+        return sorted(rows(tmp_path / name, file), key=lambda row: [row[key] for key in identity])
+
+    identity = ("method", "seed", "learning_rate", "round")
+    for other in ("alone", "pairs"):
+        for file in ("metrics.jsonl", "rounds.jsonl"):
+            pairs = list(zip(*(sorted_rows(name, file) for name in ("swept", other)), strict=True))
+            assert len(pairs) == 12 * (3 if file == "metrics.jsonl" else 4)
+            for one, two in pairs:
+                assert list(one) == list(two)
+                for key in set(one) - {"seconds"}:
+                    same = one[key] if isinstance(one[key], str | None) else pytest.approx(one[key], rel=1e-3, abs=1e-6)
+                    assert two[key] == same, key
+    losses = {row["learning_rate"]: row["loss"] for row in of(rows(tmp_path / "swept"), round=4, seed=0)}
+    assert losses[1e-2] != losses[3e-2]
+    table = (tmp_path / "swept" / "summary.md").read_text()
+    assert all(f"{method} @ {rate}" in table for method in ("dec_lora", "tad_lora:1") for rate in ("0.01", "0.03"))
+
+
+def test_runs_of_one_learning_rate_do_not_name_it(two_methods):
+    assert all("learning_rate" not in row for row in rows(two_methods[0]))
 
 
 def test_one_line_is_enough_to_say_how_far_a_run_in_a_log_has_come(preset, tmp_path, capsys):

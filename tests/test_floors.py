@@ -14,12 +14,12 @@ FLOORS = {
     "models": 3, "peft": 3, "mixing": 3,
     "methods": 4, "metrics": 4, "diagnostics": 4, "concentration": 4, "objectives": 4,
     "simulate": 5,
-    "checkpoint": 6, "settings": 6, "trackers": 6, "report": 6, "figures": 6, "doctor": 6, "devices": 6,
-    "console": 6, "problems": 6, "presets": 6, "studies": 6, "prepare": 6, "experiment": 6,
+    "checkpoint": 6, "settings": 6, "trackers": 6, "report": 6, "figures": 6, "doctor": 6,
+    "console": 6, "problems": 6, "presets": 6, "studies": 6, "prepare": 6, "startup": 6, "experiment": 6,
 }  # fmt: skip
 TOP = max(FLOORS.values())
 BESIDE = {  # what a module may import on its own floor; all others import nothing there
-    "experiment": set(FLOORS), "problems": {"settings", "devices"}, "devices": {"settings"}, "presets": {"settings"}, "studies": {"trackers", "figures"},
+    "experiment": set(FLOORS), "problems": {"settings"}, "presets": {"settings"}, "studies": {"trackers", "figures"},
     "prepare": {"settings", "trackers", "problems"}, "console": {"report", "trackers"},
     "report": {"trackers", "figures"},
 }  # fmt: skip

@@ -4,13 +4,12 @@ import inspect
 import re
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxdfl.methods import METHODS, POOLED, WRAPPERS, build, parse
-from jaxdfl.methods.schedules import alternate, as_table, from_table
+from jaxdfl.methods.schedules import alternate, as_table
 from jaxdfl.mixing import everyone, gossip, packet_loss, repeated
 from jaxdfl.topology.spectrum import recommended_period
 
@@ -78,13 +77,11 @@ def test_a_method_trains_and_shares_what_its_paper_says(spec):
 
 @pytest.mark.parametrize("spec", EXPECTED)
 def test_a_table_is_the_schedule_it_was_made_from(spec):
-    """Row by row, for whole numbers and for traced ones alike."""
+    """Row by row."""
     for schedule in (build(spec, **STEPS).trains, build(spec, **STEPS).shares):
         table = as_table(schedule, 9)
-        rows = jax.jit(lambda t, table=table: from_table(table)(t))
         for t in range(9):
-            assert list(map(bool, rows(t))) == list(map(bool, schedule(t))) == table[t].tolist()
-        assert list(map(bool, rows(50))) == table[8].tolist()
+            assert list(map(bool, schedule(t))) == table[t].tolist()
 
 
 @pytest.mark.parametrize("period", [1, 2, 5])

@@ -7,7 +7,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import pytest
 
-from jaxdfl.settings import Settings, check, make_optimizer, make_step_scale, parse
+from jaxdfl.settings import OPTIMIZERS, Settings, check, make_optimizer, make_step_scale, parse
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 import mnli
@@ -43,7 +43,7 @@ def test_options_replace_what_the_preset_says_and_leave_the_rest():
         "None",
         "--no-checkpoints",
     ]
-    changes = {"methods": ("tad_lora:3",), "learning_rate": 0.1, "clip": None, "checkpoints": False}
+    changes = {"methods": ("tad_lora:3",), "learning_rate": (0.1,), "clip": None, "checkpoints": False}
     assert parse(PRESETS, asked) == dataclasses.replace(OTHER, **changes)
 
 
@@ -64,7 +64,7 @@ def test_help_prints_options_and_presets_and_ends_well(capsys):
         (["--batch_sise", "3"], "unknown option '--batch_sise'. Did you mean '--batch-size'?"),
         (["--nothing-like-it"], "unknown option '--nothing-like-it'. See --help"),
         (["--rounds", "1.5"], "--rounds: invalid literal for int() with base 10: '1.5'"),
-        (["--learning-rate", "fast"], "could not convert string to float: 'fast'"),
+        (["--learning-rate", "fast"], "--learning-rate: Could not find valid parse for arguments: ['fast']"),
         (["--head", "froze"], "Expected one of ('frozen', 'trained')"),
         (["--clip", "often"], "--clip"),
         (["--methods"], "`--methods` is empty"),
@@ -89,8 +89,10 @@ def test_a_mistake_on_the_command_line_is_one_line(argv, words, capsys):
         ({"local_steps": 0}, "`--local-steps` must be at least 1, got 0"),
         ({"eval_examples": 0}, "`--eval-examples` must be at least 1"),
         ({"client_chunk": 0}, "`--client-chunk` must be at least 1"),
-        ({"learning_rate": 0.0}, "`--learning-rate` must be a positive number"),
-        ({"learning_rate": float("nan")}, "`--learning-rate` must be a positive number"),
+        ({"learning_rate": (0.1, 0.1)}, "`--learning-rate` names one twice: 0.1 0.1"),
+        ({"runs_at_once": 0}, "`--runs-at-once` must be at least 1"),
+        ({"learning_rate": (1e-3, 0.0)}, "`--learning-rate` must be a positive number"),
+        ({"learning_rate": (float("nan"),)}, "`--learning-rate` must be a positive number"),
         ({"alpha": float("inf")}, "`--alpha` must be a positive number"),
         ({"clip": -1.0}, "`--clip` must be a positive number"),
         ({"lora_dropout": 1.0}, r"`--lora-dropout` must lie in \[0, 1.0\)"),
@@ -104,26 +106,34 @@ def test_a_setting_out_of_range_is_refused_by_name(changes, words):
         check(changed(**changes))
 
 
+def test_several_learning_rates_may_be_given():
+    assert parse(PRESETS, ["--learning-rate", "1e-3", "3e-3"]).learning_rate == (1e-3, 3e-3)
+
+
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
-def test_a_learning_rate_schedule_falls_from_one_to_zero_over_the_rounds(schedule):
-    scale = make_step_scale(changed(learning_rate_schedule=schedule, rounds=10))
-    assert scale is not None
+def test_a_learning_rate_schedule_falls_from_the_rate_to_zero_over_the_rounds(schedule):
+    scale = make_step_scale(changed(learning_rate_schedule=schedule, rounds=10), 0.5)
     values = [float(scale(round)) for round in range(11)]
-    assert values[0] == 1
+    assert values[0] == 0.5
     assert values[10] == pytest.approx(0, abs=1e-7)
     assert values == sorted(values, reverse=True)
 
 
-def test_a_constant_learning_rate_needs_no_schedule():
-    assert make_step_scale(BASE) is None
+def test_a_constant_learning_rate_stays():
+    assert [make_step_scale(BASE, 0.25)(round) for round in (0, 7, 149)] == [0.25] * 3
 
 
 @pytest.mark.parametrize("name", ["adamw", "adam", "sgd", "lion"])
 def test_every_optimizer_steps_against_the_gradient_at_the_learning_rate_asked_for(name):
-    optimizer = make_optimizer(changed(optimizer=name, learning_rate=0.25))
-    weight = jnp.zeros(3)
-    updates, _ = optimizer.update(jnp.ones(3), optimizer.init(weight), weight)
-    assert jnp.allclose(updates, -0.25, rtol=1e-5)  # the first step of each is sign or value of the gradient
+    """The rate is a factor on the updates of one at a rate of 1: exact, weight decay included."""
+    settings = changed(optimizer=name, weight_decay=0.1)
+    decay = {"weight_decay": 0.1} if name in ("adamw", "lion") else {}
+    weight = jnp.array([0.3, -2.0, 0.0])
+    unit, at_rate = make_optimizer(settings), OPTIMIZERS[name](0.03, **decay)
+    updates, _ = unit.update(jnp.ones(3), unit.init(weight), weight)
+    expected, _ = at_rate.update(jnp.ones(3), at_rate.init(weight), weight)
+    assert (make_step_scale(settings, 0.03)(0) * updates == expected).all()
+    assert (expected < 0).all()  # the first step of each is sign or value of the gradient
 
 
 # The presets of the experiments

@@ -106,14 +106,17 @@ def test_a_run_resumed_off_the_beat_finds_it_again():
     toy.assert_close(final, straight()[0])
 
 
-def test_the_engine_takes_its_own_state_and_never_the_callers_blocks():
-    blocks = toy.blocks()
-    kept = jax.tree.map(np.array, blocks)
-    state = init(jax.random.key(0), blocks, METHOD, toy.ADAMW)
-    run(state, every=3)
-    assert all(x.is_deleted() for x in jax.tree.leaves(state.blocks))
-    toy.assert_equal(blocks, kept)
-    run(init(jax.random.key(0), blocks, METHOD, toy.ADAMW), every=3)  # and they serve again
+def test_a_run_leaves_the_state_it_starts_from_as_it_was_and_every_stop_holds_one_of_its_own():
+    state, stops = toy.start(METHOD), []
+    kept = jax.tree.map(np.array, state.blocks)
+    simulate(
+        advance(), METHOD, NETWORK, toy.FROZEN, state, EXAMPLES, lambda these: INDICES[these.start : these.stop],
+        rounds=ROUNDS, every=3, stop=stops.append,
+    )  # fmt: skip
+    toy.assert_equal(state.blocks, kept)
+    assert [int(stop.state.round) for stop in stops] == [0, 3, 6, 8]
+    for stop, saved in zip(stops, straight()[1], strict=True):
+        toy.assert_equal(save(stop).leaves, saved.leaves)
 
 
 def test_lora_dropout_follows_the_seed():
@@ -179,7 +182,7 @@ def test_a_client_that_diverged_has_no_counts_rather_than_a_guessers():
 
 
 def test_a_mixer_may_begin_with_the_blocks_themselves_and_the_key_stays_the_callers():
-    """A copy that a client caches of its own blocks must not share their buffers: the state is donated."""
+    """A client may cache its own blocks: the program is given buffers of their own, and takes those alone."""
     key, mixer = jax.random.key(0), METHOD.mixer._replace(init=lambda blocks: blocks)
     method = METHOD._replace(mixer=mixer)
     state = init(key, toy.blocks(), method, toy.ADAMW)

@@ -61,12 +61,3 @@ def alternate(period: int) -> Schedule:
 def as_table(schedule: Schedule, rounds: int) -> Bool[Array, "rounds 3"]:
     """The schedule's first `rounds` rounds as rows (a, b, head), so that it can be data to a compiled program."""
     return jax.vmap(lambda t: jnp.stack([jnp.asarray(flag) for flag in schedule(t)]))(jnp.arange(rounds))
-
-
-def from_table(table: Bool[Array, "rounds 3"]) -> Schedule:
-    """The schedule whose round t is row t of a table (possibly traced); rounds past the end repeat the last row."""
-
-    def row(round: Round) -> PerBlock:
-        return PerBlock(*table[jnp.clip(round, 0, table.shape[0] - 1)])
-
-    return row

@@ -3,7 +3,7 @@
 Only safetensors files are read, one tensor at a time, so the peak of memory is the model plus one tensor.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -83,6 +83,13 @@ def load(
     return put_together(structure, arrays), record
 
 
+def redrawn(model: EncoderClassifier, paths: Sequence[str], key: Key[Array, ""]) -> EncoderClassifier:
+    """The model with the arrays at `paths` drawn as `load` draws what a checkpoint lacks; it shares all others."""
+    structure, arrays = take_apart(model)
+    fresh = {path: _fresh(key, path, arrays[path], model.config.initializer_range) for path in paths}
+    return put_together(structure, {**arrays, **fresh})
+
+
 def random_model(
     config: EncoderConfig, classes: int, key: Key[Array, ""], dtype: DTypeLike = jnp.float32
 ) -> EncoderClassifier:
@@ -104,7 +111,9 @@ def _skeleton(
     return take_apart(nnx.eval_shape(lambda: EncoderClassifier(config, classes, dtype)))
 
 
-def _fresh(key: Key[Array, ""], path: str, shape: jax.ShapeDtypeStruct, deviation: float) -> Float[Array, "..."]:
+def _fresh(
+    key: Key[Array, ""], path: str, shape: jax.ShapeDtypeStruct | Array, deviation: float
+) -> Float[Array, "..."]:
     """A first value as BERT draws it; each path has its own key, so one draw does not depend on the others."""
     leaf = path.rsplit("/", 1)[-1]
     if leaf == "scale":

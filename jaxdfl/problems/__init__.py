@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-from jax.sharding import Mesh
 
 from jaxdfl.data.partition import Partition
 from jaxdfl.protocol import Base, Method, PerBlock
@@ -29,10 +28,9 @@ class Problem(NamedTuple):
 
     loss: Loss  # of one client, one batch
     examples: Any  # on the device, leaves [examples, ...]
-    seeded: Callable[[int], Seeded]  # may be asked for the same seed often, and for one seed after the other
+    seeded: Callable[[int], Seeded]  # may be asked for a seed often; what no seed changes is one array in all of them
     scores: Callable[[Seeded, Method, SimState], dict[str, float]]  # columns of a metrics row
-    chunk: int | None  # clients that train at a time, on each device; None: all
-    mesh: Mesh | None  # devices that share the clients
+    chunk: int | None  # clients that train at a time, at most; None: all
     model: dict[str, Any]  # identities, for the manifest
     data: dict[str, Any]
     partitions: dict[int, Any]

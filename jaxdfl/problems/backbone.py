@@ -1,24 +1,21 @@
 """A pretrained encoder with its tokenizer, as the text problems take it: loaded once, adapted for each seed."""
 
-import math
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from jaxdfl import devices
 from jaxdfl.data.examples import Examples
 from jaxdfl.data.packing import Room, room_for
 from jaxdfl.models.classifier import Classifier, adapt
 from jaxdfl.models.encoder import EncoderClassifier
 from jaxdfl.models.prefix import above, remember
-from jaxdfl.models.pretrained import Weights, load
+from jaxdfl.models.pretrained import load, redrawn
 from jaxdfl.models.sources import demo_weights, locate
 from jaxdfl.problems import seed_keys
 from jaxdfl.settings import Settings, adapted_layers
@@ -33,7 +30,7 @@ REMEMBERED_BYTES = 4 * 2**30
 class Backbone(NamedTuple):
     """A model that each seed gives a head and factors of its own."""
 
-    classifier: Callable[[int], Classifier]  # of a seed; holds the last one. They differ in values alone
+    classifier: Callable[[int], Classifier]  # of a seed. They differ in values alone, and share what no seed changes
     tokenizer: PreTrainedTokenizerBase
     name: str
     vocabulary: int
@@ -47,9 +44,8 @@ class Portions(NamedTuple):
 
     room: Room  # for sentences of one client
     eval_room: Room
-    clients: int  # that train
+    clients: int  # that train, at most
     eval_clients: int
-    mesh: Mesh | None  # devices that share the clients
 
 
 def backbone(settings: Settings, classes: int, *, train_head: bool) -> Backbone:
@@ -62,17 +58,17 @@ def backbone(settings: Settings, classes: int, *, train_head: bool) -> Backbone:
     on_cpu = jax.default_backend() == "cpu"
     dtype = jnp.dtype(settings.dtype if settings.dtype != "auto" else "float32" if on_cpu else "bfloat16")
 
-    @lru_cache(maxsize=1)  # one seed's weights are held at a time
-    def loaded(seed: int) -> tuple[EncoderClassifier, Weights]:
-        return load(source, classes, seed_keys(seed).head, dtype)
+    model, weights = load(source, classes, seed_keys(settings.seeds[0]).head, dtype)
 
     def adapted(part: Callable[[EncoderClassifier], EncoderClassifier]) -> Callable[[int], Classifier]:
-        @lru_cache(maxsize=1)
+        parted = part(model)
+
+        @cache
         def of_seed(seed: int) -> Classifier:
             return adapt(
-                part(loaded(seed)[0]), seed_keys(seed).factors, rank=settings.rank, alpha=settings.alpha,
-                dropout=settings.lora_dropout, targets=settings.targets, first_layer=first, train_head=train_head,
-                remat=settings.remat,
+                redrawn(parted, weights.initialised, seed_keys(seed).head), seed_keys(seed).factors,
+                rank=settings.rank, alpha=settings.alpha, dropout=settings.lora_dropout, targets=settings.targets,
+                first_layer=first, train_head=train_head, remat=settings.remat,
             )  # fmt: skip
 
         return of_seed
@@ -82,7 +78,6 @@ def backbone(settings: Settings, classes: int, *, train_head: bool) -> Backbone:
         remembers = {**identity, "remembered_bytes": table.nbytes}
         return found._replace(classifier=adapted(lambda whole: above(whole, first, table)), identity=remembers), renamed
 
-    model, weights = loaded(settings.seeds[0])
     first = _first_layer(settings, model.config.layers)
     tokenizer = _load_tokenizer(locate(source)[0])
     identity = {**weights._asdict(), "dtype": dtype.name, "adapted_layers": [first, model.config.layers - 1]}
@@ -144,7 +139,7 @@ def require_fit(backbone: Backbone, seed: int, examples: Examples) -> None:
 
 def portions(settings: Settings, train: Examples, validation: Examples) -> Portions:
     """What is computed at a time, by tokens; `client_chunk` overrides how many clients."""
-    on_cpu, mesh = jax.default_backend() == "cpu", devices.mesh(settings)
+    on_cpu = jax.default_backend() == "cpu"
     batch = settings.batch_size * float(np.mean(train.lengths))  # tokens in one step of one client
     at_once, group = (CPU_TOKENS, CPU_TOKENS) if on_cpu else (ACCELERATOR_TOKENS, min(ACCELERATOR_GROUP, batch / 4))
     room, eval_room = (room_for(each.lengths, each.ids.shape[1], int(group)) for each in (train, validation))
@@ -152,16 +147,9 @@ def portions(settings: Settings, train: Examples, validation: Examples) -> Porti
     return Portions(
         room=room,
         eval_room=eval_room,
-        clients=_equal_chunks(math.ceil(settings.clients / (mesh.size if mesh else 1)), int(at_once / step)),
-        mesh=mesh,
+        clients=max(1, int(at_once / step)),
         eval_clients=settings.client_chunk or max(1, at_once // (eval_room.rows * eval_room.length)),
     )
-
-
-def _equal_chunks(clients: int, fit: int) -> int:
-    """No more than `fit` at a time, but at least 1, in chunks as equal as can be."""
-    chunks = math.ceil(clients / max(1, fit))
-    return math.ceil(clients / chunks)
 
 
 def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

@@ -8,6 +8,7 @@ h sets how far the clients are apart (1: own and common parts have equal norm), 
 Ours, after the stand-in that the project's notes suggest; no paper uses it as it stands.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -58,7 +59,8 @@ class Federation(NamedTuple):
     pairs: Pairs  # [clients, inputs, layers, ...]
 
 
-def draw(key: Key[Array, ""], clients: int, rank: int, heterogeneity: float) -> Federation:
+@partial(jax.jit, static_argnums=(1, 2))
+def draw(key: Key[Array, ""], clients: int, rank: int, heterogeneity: float | Float[Array, ""]) -> Federation:
     """The clients of one seed. Client i's draws are its own, but the centring of the targets knows all of them."""
     keys = jax.random.split(key, 4)
     count = len(LAYERS)
@@ -142,7 +144,6 @@ def problem(settings: Settings) -> Problem:
         seeded=seeded,
         scores=lambda seeded, method, state: _scores(seeded.frozen.target, scale, adapters(method, state)),
         chunk=None,
-        mesh=None,  # too small to share
         model={
             "name": f"bilinear {len(LAYERS)} x {D_OUT} x {D_IN}", "revision": None, "sha256": {},
             "architecture": "y = (W0 + s B A) x",

@@ -74,7 +74,6 @@ def problem(settings: Settings) -> Problem:
         seeded=seeded,
         scores=scoring(first.logits, pairs.labelled, validation.examples, (0, classes), "accuracy", at_once),
         chunk=max(1, at_once.clients // 3),  # three passes of the encoder a step: labelled, weak and strong
-        mesh=at_once.mesh,
         model=model.identity,
         data=identity(settings, [names[1]], train, validation),
         partitions={seed: partition.describe(both[0], of_source).tolist() for seed, both in parts.items()},

@@ -38,7 +38,7 @@ def scoring(
         examples: for training, leaves [examples, ...]: experts are known by what they were trained on.
         validation: leaves [examples, ...].
     """
-    evaluate = make_evaluate(logits, offsets[-1], chunk=at_once.eval_clients, mesh=at_once.mesh)
+    evaluate = make_evaluate(logits, offsets[-1], chunk=at_once.eval_clients)
     of_experts = make_evaluate(routed(logits, word_means, temperature=0.0), offsets[-1], chunk=at_once.eval_clients)
     rows, used = jax.jit(pack, static_argnums=1)(validation, at_once.eval_room)
     rows = jax.tree.map(lambda x: x[: int(used)], rows)

@@ -69,7 +69,6 @@ def problem(settings: Settings) -> Problem:
         seeded=seeded,
         scores=scoring(first.logits, examples, validation.examples, offsets, metric, at_once),
         chunk=at_once.clients,
-        mesh=at_once.mesh,
         model=model.identity,
         data=identity(settings, names, train, validation),
         partitions={seed: partition.describe(each, labels).tolist() for seed, each in parts.items()},

@@ -1,62 +1,50 @@
-"""The clients axis: a function of one client, mapped over all of them, and over devices."""
+"""The clients axis: a function of one client, mapped over all of them."""
 
+import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 
-AXIS = "clients"
+Mapped = Callable[[Any, Any], Any]  # (what all share, stacked: each client's own) -> stacked
 
 
-def clients_mesh(devices: int) -> Mesh:
-    """The first `devices` devices in a row, along which clients are spread."""
-    return jax.make_mesh((devices,), (AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
+def over_clients(function: Callable[[Any, Any], Any], chunk: int | None, axis: str | None = None) -> Mapped:
+    """`function` of (what all share, one client's own), mapped over the leading axis of its second argument.
 
-
-def everywhere(mesh: Mesh) -> NamedSharding:
-    """The sharding of what every device holds whole."""
-    return NamedSharding(mesh, P())
-
-
-def by_client(tree: Any, clients: int, mesh: Mesh) -> Any:
-    """Shardings for a tree of stacked leaves: the clients axis over the devices where it divides evenly.
-
-    Leaves that do not lead with it are held everywhere, and so are all where it does not divide: training spreads
-    clients in any case, and what it hands back is small.
+    At most `chunk` clients go at a time (None: all at once), in portions as equal as can be. Inside `jax.shard_map` the
+    devices along the mesh's `axis` share the clients, and hand their results to each other. Neither changes the result.
     """
 
-    def of_leaf(x: Any) -> NamedSharding:
-        leads = jnp.ndim(x) > 0 and jnp.shape(x)[0] == clients and clients % mesh.size == 0
-        return NamedSharding(mesh, P(AXIS) if leads else P())
+    def mapped(shared: Any, stacked: Any) -> Any:
+        one, clients = partial(function, shared), jax.tree.leaves(stacked)[0].shape[0]
+        if chunk is None or chunk >= clients:
+            return jax.vmap(one)(stacked)
+        at_once = portion(clients, chunk)
+        return jax.lax.map(one, stacked, batch_size=at_once if at_once > 1 else None)
 
-    return jax.tree.map(of_leaf, tree)
+    return mapped if axis is None else _shared_out(mapped, axis)
 
 
-def over_clients(function: Callable, chunk: int | None, mesh: Mesh | None = None) -> Callable:
-    """`function` of one client, mapped over its argument's leading axis, `chunk` clients at a time (None: all).
+def _shared_out(mapped: Mapped, axis: str) -> Mapped:
+    """Each device maps over its share; the last ones' is filled up with clients from the front, dropped after."""
 
-    With a mesh, each device maps over its share of the clients; where they do not divide evenly, the last share is
-    filled up with copies of client 0, whose results are dropped. Neither changes the result.
-    """
-
-    def one_device(stacked: Any) -> Any:
-        if chunk is None:
-            return jax.vmap(function)(stacked)
-        return jax.lax.map(function, stacked, batch_size=chunk if chunk > 1 else None)
-
-    if mesh is None or mesh.size == 1:
-        return one_device
-    spread = jax.shard_map(one_device, mesh=mesh, in_specs=P(AXIS), out_specs=P(AXIS), check_vma=False)
-
-    def all_devices(stacked: Any) -> Any:
+    def on_each(shared: Any, stacked: Any) -> Any:
         clients = jax.tree.leaves(stacked)[0].shape[0]
-        fill = -clients % mesh.size
-        if not fill:
-            return spread(stacked)
-        filled = jax.tree.map(lambda x: jnp.concatenate([x, jnp.broadcast_to(x[:1], (fill, *x.shape[1:]))]), stacked)
-        return jax.tree.map(lambda x: x[:clients], spread(filled))
+        share = math.ceil(clients / jax.lax.axis_size(axis))
+        own = (jax.lax.axis_index(axis) * share + jnp.arange(share)) % clients
+        done = mapped(shared, jax.tree.map(lambda x: x[own], stacked))
+        return jax.tree.map(lambda x: jax.lax.all_gather(x, axis, tiled=True)[:clients], done)
 
-    return all_devices
+    return on_each
+
+
+def portion(clients: int, most: int) -> int:
+    """How many of the clients go at a time, `most` or fewer.
+
+    A divisor where one is above half of `most`, since a last portion of another size is compiled once more.
+    """
+    divisors = [size for size in range(most // 2 + 1, most + 1) if clients % size == 0]
+    return divisors[-1] if divisors else math.ceil(clients / math.ceil(clients / most))

@@ -6,11 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
 from jaxdfl.protocol import PerBlock
-from jaxdfl.simulate.clients import everywhere, over_clients
+from jaxdfl.simulate.clients import over_clients
 
 Evaluate = Callable[[Any, PerBlock, Any], Int[Array, "clients classes classes"]]
 
@@ -26,15 +25,16 @@ def in_batches(examples: Any, batch_size: int) -> Any:
     return jax.tree.map(lambda x: x.reshape(-1, batch_size, *x.shape[1:]), filled)
 
 
-def make_evaluate(logits: Callable, classes: int, *, chunk: int | None = None, mesh: Mesh | None = None) -> Evaluate:
+def make_evaluate(logits: Callable, classes: int, *, chunk: int | None = None) -> Evaluate:
     """(frozen, stacked blocks, examples in batches) -> confusion counts, true class first.
 
-    `logits(frozen, one client's blocks, one batch, None)` is [batch, classes]. `chunk` clients run at a time, on each
-    device of the `mesh`. A client with a logit that is not finite has diverged: all its counts are 0, so that no score
-    hides it among the guessers.
+    `logits(frozen, one client's blocks, one batch, None)` is [batch, classes]. `chunk` clients run at a time. A client
+    with a logit that is not finite has diverged: all its counts are 0, so that no score hides it among the guessers.
     """
 
-    def of_client(frozen: Any, blocks: PerBlock, batches: Any) -> Array:
+    def of_client(shared: tuple[Any, Any], blocks: PerBlock) -> Array:
+        frozen, batches = shared
+
         def of_batch(batch: Any) -> tuple[Array, Array]:
             scores = logits(frozen, blocks, batch, None)
             true = jax.nn.one_hot(batch.labels, classes, dtype=jnp.int32)  # all zero for the label -1
@@ -46,7 +46,6 @@ def make_evaluate(logits: Callable, classes: int, *, chunk: int | None = None, m
 
     @jax.jit
     def evaluate(frozen: Any, blocks: PerBlock, batches: Any) -> Array:
-        counts = over_clients(lambda client: of_client(frozen, client, batches), chunk, mesh)(blocks)
-        return counts if mesh is None else jax.lax.with_sharding_constraint(counts, everywhere(mesh))
+        return over_clients(of_client, chunk)((frozen, batches), blocks)
 
     return evaluate

@@ -4,14 +4,20 @@ Each constructor returns a `protocol.Network` in which everybody finishes all lo
 `network._replace(work=build_work(...))`. A network is a function of its key and its round only: it can be traced, and
 the same two arguments give the same bits under `jit`, `vmap` and `scan`. The round is folded into the key, so the
 key may be new in each round or one for the whole run.
+
+Where networks of a kind differ in numbers alone (probability, graph), these are bound by a `Partial`: data, of one
+compiled program.
 """
 
 import math
+from collections.abc import Callable
+from functools import cache
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jax.tree_util import Partial
+from jaxtyping import Array, Bool, Float, Int
 from numpy.typing import ArrayLike
 
 from jaxdfl.protocol import Network, Round, RoundKey
@@ -41,11 +47,11 @@ def cycled(stack: ArrayLike) -> Network:
     if np.ndim(stack) != 3:
         raise ValueError(f"`stack` must have shape [rounds, clients, clients], got {list(np.shape(stack))}.")
     rounds = jnp.asarray(validate(stack))
+    return Network(Partial(_in_turn, rounds), steady(rounds.shape[-1]))
 
-    def weights(key: RoundKey, round: Round) -> Weights:
-        return rounds[round % len(rounds)]
 
-    return Network(weights, steady(rounds.shape[-1]))
+def _in_turn(rounds: Float[Array, "rounds clients clients"], key: RoundKey, round: Round) -> Weights:
+    return rounds[round % len(rounds)]
 
 
 def random_links(adjacency: Adjacency, p: float, rule: Rule = metropolis_hastings) -> Network:
@@ -60,14 +66,18 @@ def random_links(adjacency: Adjacency, p: float, rule: Rule = metropolis_hasting
     require_probability("p", p)
     if (adjacency != adjacency.T).any():
         raise ValueError("`adjacency` must be symmetric (a link is active in both directions), got one-way links.")
-    upper = jnp.asarray(np.triu(adjacency, 1))
+    weights = Partial(_active(rule), jnp.asarray(np.triu(adjacency, 1)), jnp.float32(p))
+    jax.eval_shape(weights, jax.random.key(0), 0)  # a rule that cannot be traced fails here, not in the first round
+    return Network(weights, steady(len(adjacency)))
 
-    def weights(key: RoundKey, round: Round) -> Weights:
+
+@cache  # one object for a rule
+def _active(rule: Rule) -> Callable[..., Weights]:
+    def weights(upper: Bool[Array, "clients clients"], p: Float[Array, ""], key: RoundKey, round: Round) -> Weights:
         active = upper & jax.random.bernoulli(jax.random.fold_in(key, round), p, upper.shape)
         return rule(active | active.T)
 
-    jax.eval_shape(weights, jax.random.key(0), 0)  # a rule that cannot be traced fails here, not in the first round
-    return Network(weights, steady(len(adjacency)))
+    return weights
 
 
 def pairwise_meetings(clients: int, p: float) -> Network:
@@ -89,19 +99,21 @@ def pairwise_meetings(clients: int, p: float) -> Network:
     require_probability("p", p)
     if clients == 1:
         return fixed(np.ones((1, 1)))  # nobody to meet
-    first, second = (jnp.asarray(ends) for ends in np.triu_indices(clients, 1))  # [pairs]
+    pairs = jnp.stack(np.triu_indices(clients, 1), axis=1)
+    return Network(Partial(_meetings, pairs, jnp.eye(clients), jnp.float32(p)), steady(clients))
 
-    def weights(key: RoundKey, round: Round) -> Weights:
-        moment = jax.random.uniform(jax.random.fold_in(key, round), first.shape)  # pairs meet if it comes before p
-        order = jnp.argsort(moment)
 
-        def meet(k: Array, product: Weights) -> Weights:
-            pair = jnp.stack([first[order[k]], second[order[k]]])
-            return product.at[pair].set(product[pair].mean(0))
+def _meetings(
+    pairs: Int[Array, "pairs 2"], apart: Weights, p: Float[Array, ""], key: RoundKey, round: Round
+) -> Weights:
+    moment = jax.random.uniform(jax.random.fold_in(key, round), (len(pairs),))  # pairs meet if it comes before p
+    order = jnp.argsort(moment)
 
-        return jax.lax.fori_loop(0, (moment < p).sum(), meet, jnp.eye(clients))
+    def meet(k: Array, product: Weights) -> Weights:
+        pair = pairs[order[k]]
+        return product.at[pair].set(product[pair].mean(0))
 
-    return Network(weights, steady(clients))
+    return jax.lax.fori_loop(0, (moment < p).sum(), meet, apart)
 
 
 def one_peer_exponential(clients: int) -> Network:

@@ -6,6 +6,7 @@ unsquared sigma_2, so compare with care.
 """
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -14,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Key
 
 from jaxdfl.protocol import Network
+from jaxdfl.trees import as_data
 
 ROUNDING = 1e-6  # of how much the rows of a product of float32 weights differ, as a root of squares
 
@@ -63,6 +65,7 @@ def spectrum(
     if samples < 2:
         raise ValueError(f"`samples` must be at least 2 to give a standard error, got {samples}.")
     search_key, fresh_key = jax.random.split(key)
+    network = Network(*map(as_data, network))
     rounds = samples if period is None else period
     mean, second, links, connected = _moments(network, clients, rounds, search_key)
     values, vectors = np.linalg.eigh(np.asarray(second, np.float64) - 1 / clients)  # ascending
@@ -114,6 +117,7 @@ def recommended_period(rho: float) -> int:
     return max(1, round(3 / math.sqrt(1 - rho)))
 
 
+@partial(jax.jit, static_argnums=(1, 2))
 def _moments(network: Network, clients: int, rounds: int, key: Key[Array, ""]) -> tuple[Array, Array, Array, Array]:
     """Over rounds 0, 1, ...: mean W, mean W^T W, mean number of links, share of rounds connected."""
 
@@ -129,6 +133,7 @@ def _moments(network: Network, clients: int, rounds: int, key: Key[Array, ""]) -
     return means
 
 
+@partial(jax.jit, static_argnums=1)
 def _contractions(
     network: Network, rounds: int, key: Key[Array, ""], direction: Float[Array, " clients"]
 ) -> Float[Array, " rounds"]:

@@ -9,13 +9,15 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from jaxdfl.protocol import Round, RoundKey
 from jaxdfl.topology.checks import require_clients, require_probability
 from jaxdfl.topology.specs import Family, unknown, values
 
-Work = Callable[[RoundKey, Round], Float[Array, " clients"]]
+Shares = Float[Array, " clients"]
+Work = Callable[[RoundKey, Round], Shares]
 
 
 def build_work(spec: str, clients: int) -> Work:
@@ -34,11 +36,7 @@ def build_work(spec: str, clients: int) -> Work:
 def steady(clients: int) -> Work:
     """Everybody finishes all local steps."""
     require_clients(clients)
-
-    def work(key: RoundKey, round: Round) -> Float[Array, " clients"]:
-        return jnp.ones(clients)
-
-    return work
+    return Partial(_always, jnp.ones(clients))
 
 
 def stragglers(clients: int, fraction: float, share: float) -> Work:
@@ -50,12 +48,7 @@ def stragglers(clients: int, fraction: float, share: float) -> Work:
     require_clients(clients)
     require_probability("fraction", fraction)
     require_probability("share", share)
-    shares = jnp.where(jnp.arange(clients) < round(fraction * clients), share, 1.0)
-
-    def work(key: RoundKey, round: Round) -> Float[Array, " clients"]:
-        return jax.random.permutation(jax.random.fold_in(key, round), shares)
-
-    return work
+    return Partial(_shuffled, jnp.where(jnp.arange(clients) < round(fraction * clients), share, 1.0))
 
 
 def uneven(clients: int, lowest: float) -> Work:
@@ -68,12 +61,7 @@ def uneven(clients: int, lowest: float) -> Work:
     """
     require_clients(clients)
     require_probability("lowest", lowest)
-    shares = jnp.linspace(1.0, lowest, clients)[::-1]
-
-    def work(key: RoundKey, round: Round) -> Float[Array, " clients"]:
-        return shares
-
-    return work
+    return Partial(_always, jnp.linspace(1.0, lowest, clients)[::-1])
 
 
 def random_shares(clients: int, lowest: float) -> Work:
@@ -84,11 +72,19 @@ def random_shares(clients: int, lowest: float) -> Work:
     """
     require_clients(clients)
     require_probability("lowest", lowest)
+    return Partial(_drawn, jnp.full(clients, lowest))
 
-    def work(key: RoundKey, round: Round) -> Float[Array, " clients"]:
-        return jax.random.uniform(jax.random.fold_in(key, round), (clients,), minval=lowest, maxval=1.0)
 
-    return work
+def _always(shares: Shares, key: RoundKey, round: Round) -> Shares:
+    return shares
+
+
+def _shuffled(shares: Shares, key: RoundKey, round: Round) -> Shares:
+    return jax.random.permutation(jax.random.fold_in(key, round), shares)
+
+
+def _drawn(lowest: Shares, key: RoundKey, round: Round) -> Shares:
+    return jax.random.uniform(jax.random.fold_in(key, round), lowest.shape, minval=lowest, maxval=1.0)
 
 
 WORK: dict[str, Family] = {

@@ -1,0 +1,144 @@
+"""Many runs as one program: topologies x methods that are tables x seeds x learning rates, advanced together.
+
+Runs whose code is the same (mixer, penalty, correction, merging; number of clients; structure of the state) share a
+program, and may share its calls: `sweep` takes such runs, `program` tells which they are. Each run's numbers are those
+it has alone, to rounding.
+"""
+
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from functools import cache, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from jaxdfl.methods.schedules import as_table
+from jaxdfl.protocol import Method, Network, PerBlock, Round, Schedule
+from jaxdfl.simulate.placement import EVERYWHERE, FROZEN, STATE, apart, mesh_of, spread, stacked, together
+from jaxdfl.simulate.program import Advance, code
+from jaxdfl.simulate.rounds import Conditions, SimState, StepScale, round_keys
+from jaxdfl.trees import as_data
+
+Plan = Callable[[range], np.ndarray]  # of rounds -> int32 [rounds, clients, steps, batch]: indices into the examples
+
+
+def always_one(round: Round) -> float:
+    """Updates as the optimizer makes them."""
+    return 1.0
+
+
+class Case(NamedTuple):
+    """One run, ready to go."""
+
+    method: Method
+    network: Network
+    frozen: Any
+    state: SimState
+    plan: Plan  # one object for the runs that share it, so that it is made once
+    step_scale: StepScale = always_one  # factor on every update, by round: a learning rate
+
+
+class Stop(NamedTuple):
+    """What is known of a run where the compiled program stops."""
+
+    round: int  # rounds completed
+    infos: dict[str, np.ndarray]  # per round since the last stop, [rounds]; empty at the first
+    state: SimState
+
+
+def program(method: Method, state: Any) -> Hashable:
+    """Equal for runs that share a program. `state` may be abstract."""
+    leaves, structure = jax.tree.flatten(state)
+    return code(method), structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+
+
+def sweep(
+    advance: Advance,
+    cases: Sequence[Case],
+    examples: Any,
+    *,
+    rounds: int,
+    every: int,
+    stop: Callable[[int, Stop], None],
+    devices: Sequence[Any] | None = None,
+) -> list[SimState]:
+    """Rounds `state.round` .. `rounds` of all cases, and the states they end with.
+
+    `stop` is called with each case's number, one after the other, at the start, after every `every` rounds, and at the
+    end. The results do not depend on `every`, nor on where an earlier call ended: a sweep may go on from saved states.
+    The cases are dealt to the `devices` (None: all local ones), to as many as get equal shares; devices left over share
+    their clients.
+
+    Raises:
+        ValueError: the cases do not share a program, or are not at the same round.
+    """
+    if len({program(case.method, case.state) for case in cases}) != 1:
+        raise ValueError("`cases` must share a program: group them by `jaxdfl.simulate.sweep.program`.")
+    if len(at := {int(case.state.round) for case in cases}) != 1:
+        raise ValueError(f"`cases` must be at the same round, got {sorted(at)}.")
+    done, states = at.pop(), [case.state for case in cases]
+    for number, state in enumerate(states):
+        stop(number, Stop(done, {}, state))
+    clients = jax.tree.leaves(cases[0].state.blocks)[0].shape[0]
+    mesh, method = mesh_of(len(cases), clients, devices or jax.local_devices()), code(cases[0].method)
+    frozen = spread(mesh, together([case.frozen for case in cases]), FROZEN)
+    state, examples = spread(mesh, stacked(states), STATE), spread(mesh, examples, EVERYWHERE)
+    conditions = _conditions(cases, rounds)
+    while done < rounds:
+        these = range(done, min(rounds, (done // every + 1) * every))
+        plans = {each: each(these) for each in {case.plan for case in cases}}
+        plan = np.stack([plans[case.plan] for case in cases], axis=1)
+        state, infos = advance(method, mesh, frozen, state, examples, jnp.asarray(plan), conditions(these))
+        infos, done = jax.device_get(infos), these.stop
+        states = apart(state, len(cases))
+        for number, each in enumerate(states):
+            stop(number, Stop(done, {name: values[:, number] for name, values in infos.items()}, each))
+    return states
+
+
+def _conditions(cases: Sequence[Case], rounds: int) -> Callable[[range], Conditions]:
+    """(a stretch of rounds) -> the conditions of all runs, [rounds, runs, ...]; networks are drawn by the stretch."""
+
+    @cache
+    def table(schedule: Schedule) -> np.ndarray:
+        return np.asarray(as_table(schedule, rounds))
+
+    @cache
+    def scales(scale: StepScale) -> np.ndarray:
+        return np.asarray(jax.vmap(lambda round: jnp.float32(scale(round)))(jnp.arange(rounds)))
+
+    def by_round(values: Iterable[Any]) -> np.ndarray:
+        return np.stack(list(values), axis=1)
+
+    trains = by_round(table(case.method.trains) for case in cases)  # [rounds, runs, 3]
+    rested = trains & ~np.concatenate([trains[:1], trains[:-1]])
+    shares = by_round(table(case.method.shares) for case in cases)
+    scale = by_round(scales(case.step_scale) for case in cases)  # [rounds, runs]
+    worlds = [(case.network, np.asarray(jax.random.key_data(case.state.key)).tobytes()) for case in cases]
+    distinct = dict(zip(worlds, cases, strict=True))  # methods share what the same seed draws on the same network
+
+    def stretch(these: range) -> Conditions:
+        rows = slice(these.start, these.stop)
+        drawn = {
+            world: _draw(Network(*map(as_data, case.network)), len(these), case.state.key, these.start)
+            for world, case in distinct.items()
+        }
+        weights, work = (jnp.asarray(by_round(drawn[world][part] for world in worlds)) for part in (0, 1))
+        now, new, out = (PerBlock(*np.moveaxis(each[rows], -1, 0)) for each in (trains, rested, shares))
+        return Conditions(weights, work, trains=now, rested=new, shares=out, scale=jnp.asarray(scale[rows]))
+
+    return stretch
+
+
+@partial(jax.jit, static_argnums=1)
+def _draw(network: Network, rounds: int, key: Array, start: Array | int) -> tuple[Array, Array]:
+    """Weights and work of a stretch of rounds. What a network holds as data is data here too."""
+
+    def one(round: Array) -> tuple[Array, Array]:
+        keys = round_keys(key, round)
+        drawn = network.weights(keys.network, round), network.work(keys.work, round)
+        return drawn[0].astype(float), drawn[1].astype(float)  # strong types, so that no draw retraces
+
+    return jax.lax.map(one, start + jnp.arange(rounds))

@@ -1,0 +1,45 @@
+"""Runs toy federations on so many CPU devices and prints the results as JSON; see test_devices.py.
+
+python toy_on_devices.py DEVICES SPEC...
+"""
+
+import json
+import sys
+
+import jax
+import numpy as np
+
+jax.config.update("jax_num_cpu_devices", int(sys.argv[1]))  # before `toy`, whose constants start jax
+
+if True:  # imports that must come after it
+    import toy
+
+    from jaxdfl.simulate.program import make_advance
+    from jaxdfl.simulate.sweep import Case, sweep
+
+ROUNDS, STEPS = 6, 3
+batches = toy.batches(rounds=ROUNDS)
+examples = jax.tree.map(lambda x: x.reshape(-1, *x.shape[3:]), batches)
+indices = np.arange(ROUNDS * toy.CLIENTS * STEPS, dtype=np.int32).reshape(ROUNDS, toy.CLIENTS, STEPS)
+advance = make_advance(toy.loss, toy.ADAMW, chunk=2)
+
+
+def plan(rounds):
+    return indices[rounds.start : rounds.stop]
+
+
+def run(spec, seeds):
+    method, infos = toy.make(spec), []
+    cases = [Case(method, toy.random_network(), toy.FROZEN, toy.start(method, seed=seed), plan) for seed in seeds]
+    states = sweep(advance, cases, examples, rounds=ROUNDS, every=3, stop=lambda number, stop: infos.append(stop.infos))
+    found = {
+        f"{n} {p}": np.asarray(x).tolist()
+        for n, s in enumerate(states)
+        for p, x in enumerate(jax.tree.leaves(s.blocks))
+    }
+    counts = ("loss", "cross_term", "bytes")
+    return found | {name: [values[name].tolist() for values in infos if values] for name in counts}
+
+
+results = {spec: run(spec, [0]) for spec in sys.argv[2:]} | {"three at a time": run("tad_lora", [0, 1, 2])}
+print(json.dumps({"devices": jax.device_count(), **results}))
