@@ -23,10 +23,9 @@ from jaxdfl.trackers import read_rows
 
 def run(folder: Path, turn: Turn, more: Sequence[str] = ()) -> Result:
     """`more` are further options on jaxdfl's command line."""
-    work = workload.load(folder)
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "run"
-        settings = parse({"benchmark": presets.MINILM}, [*work.command, *more, "--out", str(out)])
+        settings = parse({"benchmark": presets.MINILM}, [*workload.load_command(folder), *more, "--out", str(out)])
         prepared = prepare(settings)
         traced: list[Any] = []
         problem = _watched(prepared.problem, turn, traced)

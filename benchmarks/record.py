@@ -70,8 +70,9 @@ def show(found: Mapping[str, Any], console: Console | None = None) -> None:
     options, machine, data = found["options"], found["machine"], found["data"]
     best = max((v, f"{library} {size}") for library, by in found["roofline_gflops"].items() for size, v in by.items())
     drawn = options["federation"]
-    console.print(f"{drawn['clients']} clients x {drawn['local_steps']} steps x {drawn['batch_size']} sentences, rank "
-                  f"{drawn['rank']}; {data['task']}, {data['source']}, at most {data['length']} tokens", soft_wrap=True)  # fmt: skip
+    sizes = f"{drawn['clients']} clients x {drawn['local_steps']} steps x {drawn['batch_size']} sentences"
+    source = f"{data['task']} ({data['source']}), at most {data['length']} tokens"
+    console.print(f"{sizes}, rank {drawn['rank']}; {source}", soft_wrap=True)
     if not drawn["data_dir"]:
         console.print("Generated sentences, for want of --data-dir: shorter than MNLI's, so padding matters less.")
     console.print(f"{machine['cpu']}, {machine['cores']} cores; roof {best[0]:.0f} GFLOP/s ({best[1]})")

@@ -45,7 +45,7 @@ def _product(library: str) -> Callable[[np.ndarray, np.ndarray], Callable[[], An
     if library == "numpy":
         return lambda x, y: lambda: x @ y
     if library == "torch":
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]
 
         return lambda x, y: (lambda x, y: lambda: torch.mm(x, y))(torch.tensor(x), torch.tensor(y))
     import jax

@@ -20,7 +20,9 @@ from benchmarks.remote import Remote
 from benchmarks.systems import SYSTEMS
 from benchmarks.workload import Federation, Workload
 
-TOLERANCE = 1e-3  # largest relative difference of a round's loss: float32 sums in another order, over some AdamW steps
+TOLERANCE = (
+    1e-4  # of a round's loss, relative. Sound systems differ by 1e-7; one that forgets to mix, by 1e-3 a round on
+)
 REST = 0.3  # seconds between turns, for thread pools to fall asleep
 
 

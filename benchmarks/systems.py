@@ -59,7 +59,7 @@ SYSTEMS = {
         "benchmarks.rivals.jax_loop", "JAX, one jitted step, Python loop over clients, padded to the task's longest",
     ),
     "flower": System(
-        "benchmarks.rivals.flower", "Flower's simulation engine (Ray) with the PEFT client", ("flwr", "ray", "torch", "peft"),
-        {"padding": "batch"}, python=FLOWER_PYTHON,
+        "benchmarks.rivals.flower", "Flower's simulation engine (Ray) with the PEFT client",
+        ("flwr", "ray", "torch", "peft"), {"padding": "batch"}, python=FLOWER_PYTHON,
     ),
 }  # fmt: skip

@@ -110,6 +110,17 @@ def load(folder: Path) -> Workload:
     return Workload(**found)
 
 
+def save_command(folder: Path, command: list[str]) -> None:
+    """All that jaxdfl needs of a workload."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "workload.json").write_text(json.dumps({"command": command}), encoding="utf-8")
+
+
+def load_command(folder: Path) -> list[str]:
+    """Of a whole workload, or what `save_command` has written."""
+    return json.loads((folder / "workload.json").read_text(encoding="utf-8"))["command"]
+
+
 def make(federation: Federation, rounds: int, scratch: Path) -> Workload:
     """Draws the workload; `scratch` takes jaxdfl's (empty) run folder.
 

@@ -5,6 +5,8 @@ client keeps its AdamW's moments in its Flower context. What is not Flower's is 
 model is built once there, not once a message.
 """
 
+# pyright: reportMissingImports=false
+
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path

@@ -1,5 +1,7 @@
 """PyTorch and PEFT as one would write it: one base model, an adapter for each client, one client after another."""
 
+# pyright: reportMissingImports=false
+
 from pathlib import Path
 
 import peft

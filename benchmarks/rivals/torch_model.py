@@ -1,5 +1,7 @@
 """What the PyTorch rivals share: the frozen classifier, its batches, PEFT adapters and mixing."""
 
+# pyright: reportMissingImports=false
+
 from collections.abc import Iterable
 from typing import Any
 
@@ -27,15 +29,17 @@ def classifier(work: Workload) -> Any:
 def lora(work: Workload) -> peft.LoraConfig:
     """The workload's adapters; PEFT's scale is alpha / rank, too."""
     return peft.LoraConfig(
-        r=work.rank, lora_alpha=work.alpha, lora_dropout=0.0, target_modules=list(work.modules.values())
+        r=work.rank, lora_alpha=work.alpha,  # pyright: ignore[reportArgumentType]
+        lora_dropout=0.0, target_modules=list(work.modules.values())
     )  # fmt: skip
 
 
 def factors(work: Workload, model: peft.PeftModel, adapter: str) -> list[torch.nn.Parameter]:
     """An adapter's A and B of every adapted layer, in the workload's order, set to their first values."""
+    base: Any = model.base_model.model
     found = []
     for path, name in work.modules.items():
-        layer: Any = model.base_model.model.get_submodule(name)
+        layer = base.get_submodule(name)
         for factor, first in ((layer.lora_A, work.a), (layer.lora_B, work.b)):
             weight = factor[adapter].weight
             with torch.no_grad():

@@ -1,5 +1,7 @@
 """PyTorch by hand: all clients' sentences are one batch for the frozen weights, adapters are stacked and batched."""
 
+# pyright: reportMissingImports=false
+
 from pathlib import Path
 from typing import Any
 
