@@ -21,22 +21,27 @@ class Federation:
 
     data_dir: str | None = None
     """Folder with mnli/train.jsonl and mnli/validation_matched.jsonl; None generates pairs (natural_logic)."""
+    weights: str = "demo"
+    """As jaxdfl's option of that name: a BERT or RoBERTa."""
     clients: int = 10
     batch_size: int = 16
     local_steps: int = 2
     rank: int = 8
     max_length: int = 128
+    train_examples: int = 20_000
+    """Random part of the training split; all of MNLI takes long to read, and weighs on jaxdfl's memory alone."""
     topology: str = "erdos_renyi:0.5"
     seed: int = 0
 
     def command(self, rounds: int) -> list[str]:
         """The same as options of jaxdfl; evaluation, which the clock leaves out, is as short as can be."""
         options = {
-            "task": "mnli" if self.data_dir else "natural_logic", "weights": "demo", "methods": "dec_lora",
+            "task": "mnli" if self.data_dir else "natural_logic", "weights": self.weights, "methods": "dec_lora",
             "topologies": self.topology, "seeds": self.seed, "clients": self.clients, "partition": "paper",
             "rounds": rounds, "local-steps": self.local_steps, "batch-size": self.batch_size, "learning-rate": RATE,
             "rank": self.rank, "alpha": ALPHA, "lora-dropout": 0.0, "clip": None, "moments": "kept",
-            "max-length": self.max_length, "eval-every": 1, "eval-examples": 8, "dtype": "float32",
+            "max-length": self.max_length, "eval-every": 1, "eval-examples": 8,
+            "train-examples": self.train_examples, "dtype": "float32",
         }  # fmt: skip
         if self.data_dir:
             options["data-dir"] = self.data_dir
@@ -54,7 +59,7 @@ class Workload:
     weights: str  # folder in Hugging Face layout
     model: dict[str, Any]  # identity, and the encoder's `shape`
     data: dict[str, Any]
-    modules: dict[str, str]  # adapted path -> the module's name in transformers' BertForSequenceClassification
+    modules: dict[str, str]  # adapted path -> the module's name in transformers' own classifier
     rank: int
     alpha: float
     rate: float
@@ -133,6 +138,7 @@ def make(federation: Federation, rounds: int, scratch: Path) -> Workload:
     from jaxdfl.data.batches import plan
     from jaxdfl.models import EncoderConfig, demo_weights
     from jaxdfl.models.names import checkpoint_name
+    from jaxdfl.models.sources import locate
     from jaxdfl.prepare import prepare
     from jaxdfl.problems import seed_keys
     from jaxdfl.settings import parse
@@ -146,7 +152,7 @@ def make(federation: Federation, rounds: int, scratch: Path) -> Workload:
     examples = jax.tree.map(lambda x: np.asarray(x)[picked], prepared.problem.examples)
     network = prepared.topologies[federation.topology].network
     mixing = [network.weights(round_keys(keys.rounds, jax.numpy.int32(t)).network, t) for t in range(rounds)]
-    folder = demo_weights()
+    folder = demo_weights() if federation.weights == "demo" else locate(federation.weights)[0]
     config = EncoderConfig.from_transformers(_config(folder))
     blocks = jax.tree.map(np.asarray, start.blocks)
     return Workload(
@@ -155,7 +161,7 @@ def make(federation: Federation, rounds: int, scratch: Path) -> Workload:
         model={**prepared.problem.model, "shape": asdict(config)},
         data=prepared.problem.data,
         modules={
-            path: f"bert.{checkpoint_name(config.model_type, f'{path}/kernel').removesuffix('.weight')}"
+            path: f"{config.model_type}.{checkpoint_name(config.model_type, f'{path}/kernel').removesuffix('.weight')}"
             for path in blocks.a
         },
         rank=federation.rank,
