@@ -4,6 +4,7 @@ Every point is the base federation with one size changed, in a process of its ow
 own. The first round compiles; what it takes beyond a later one counts as compiling.
 """
 
+import shlex
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -42,15 +43,15 @@ class Options:
     rounds: int = 4
     """Of which the first compiles."""
     quick: bool = False
-    more: tuple[str, ...] = ()
-    """Further options of jaxdfl, such as `--more=--client-chunk --more=2`."""
+    more: str = ""
+    """Further options of jaxdfl, such as `--more="--client-chunk 2"`."""
     out: Path | None = None
     """JSON file, written again after every point."""
 
 
 def main() -> int:
     """A point that fails (out of memory, say) leaves its reason and lets the others be."""
-    options = tyro.cli(Options, config=(tyro.conf.OmitArgPrefixes, tyro.conf.UseAppendAction))
+    options = tyro.cli(Options, config=(tyro.conf.OmitArgPrefixes,))
     unknown = [axis for axis in options.axes if axis not in SIZES]
     if unknown or options.rounds < 2:
         print(f"error: axes are {', '.join(SIZES)}, and `rounds` at least 2.", file=sys.stderr)
@@ -81,7 +82,7 @@ def _measured(options: Options, axis: str, size: int) -> dict[str, Any]:
         folder = Path(scratch)
         try:
             workload.save_command(folder, federation.command(options.rounds))
-            with Remote("jaxdfl", folder, folder / "log", more=[*seeds, *options.more]) as remote:
+            with Remote("jaxdfl", folder, folder / "log", more=[*seeds, *shlex.split(options.more)]) as remote:
                 turns = [remote.hear()]
                 while "losses" not in (reply := remote.go()):
                     turns.append(reply)

@@ -19,7 +19,7 @@ class Result(NamedTuple):
 
     losses: list[float]  # mean over clients and steps, by round
     operations: list[float]  # executed matrix products, by round
-    facts: dict[str, Any] = {}  # threads, devices: what the table's reader should know  # noqa: RUF012
+    facts: dict[str, Any]  # threads, devices: what the table's reader should know
 
 
 class Turn:
