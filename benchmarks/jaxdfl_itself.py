@@ -1,0 +1,54 @@
+"""jaxdfl as `experiments/mnli.py` runs it, stopped after every round.
+
+All goes through `jaxdfl.experiment.execute`: whatever the engine does for a user, it does here. The clock runs from
+one evaluation to the next, so that a round bears its plan, its diagnostics and its row in the run folder.
+"""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from benchmarks import operations, workload
+from benchmarks.worker import Result, Turn
+from jaxdfl import presets
+from jaxdfl.experiment import execute
+from jaxdfl.prepare import prepare
+from jaxdfl.problems import Problem
+from jaxdfl.settings import parse
+from jaxdfl.trackers import read_rows
+
+
+def run(folder: Path, turn: Turn, more: Sequence[str] = ()) -> Result:
+    """`more` are further options on jaxdfl's command line."""
+    with tempfile.TemporaryDirectory() as scratch:
+        out = Path(scratch) / "run"
+        settings = parse({"benchmark": presets.MINILM}, [*workload.load_command(folder), *more, "--out", str(out)])
+        prepared = prepare(settings)
+        traced: list[Any] = []
+        problem = _watched(prepared.problem, turn, traced)
+        execute(prepared._replace(problem=problem), ["python", "-m", "benchmarks.rounds"])
+        losses = [row["loss"] for row in read_rows(out / "rounds.jsonl")]
+    # Of the program as last traced; rows of another length in other rounds count as these.
+    step = operations.of_jaxpr(jax.make_jaxpr(jax.value_and_grad(prepared.problem.loss, argnums=1))(*traced[-1]))
+    steps = settings.clients * settings.local_steps
+    return Result(losses, [step * steps] * settings.rounds, {"jax_devices": jax.device_count()})
+
+
+def _watched(problem: Problem, turn: Turn, traced: list[Any]) -> Problem:
+    """The problem, handing over where it is scored and noting the shapes its loss is traced with."""
+
+    def loss(*arguments: Any) -> jax.Array:
+        traced.append(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arguments))
+        return problem.loss(*arguments)
+
+    def scores(start: Any, method: Any, state: Any) -> dict[str, float]:
+        jax.block_until_ready(state)
+        turn.stop()
+        found = problem.scores(start, method, state)
+        turn(round=int(state.round))
+        return found
+
+    return problem._replace(loss=loss, scores=scores)
