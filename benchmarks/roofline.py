@@ -67,6 +67,14 @@ def roofline() -> dict[str, dict[str, float]]:
     return found
 
 
+def best(*measured: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    """The larger throughput at every size: a disturbance can only lower it."""
+    return {
+        library: {size: max(found[library][size] for found in measured if library in found) for size in by_size}
+        for library, by_size in measured[0].items()
+    }
+
+
 def roof(found: dict[str, dict[str, float]]) -> float:
     """The best of all, in GFLOP/s."""
     return max(value for by_size in found.values() for value in by_size.values())

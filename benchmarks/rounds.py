@@ -59,10 +59,11 @@ def main() -> int:
             rounds = options.warm_up + options.repetitions
             work = workload.make(options.federation, rounds, folder / "run")
             work.save(folder / "workload")
-            roofs = roofline.roofline()
+            before = roofline.roofline()
             logs = options.logs or folder / "logs"
             logs.mkdir(parents=True, exist_ok=True)
             systems = take_turns(names, folder / "workload", logs, rounds)
+            roofs = roofline.best(before, roofline.roofline())
     except (ValueError, OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from benchmarks import operations, record, rounds, workload
+from benchmarks import operations, record, roofline, rounds, workload
 from benchmarks.remote import Remote
 from benchmarks.systems import SYSTEMS, System
 from benchmarks.worker import peak_mib
@@ -212,6 +212,15 @@ def test_the_record_compares_shows_and_writes(tmp_path):
         assert said in screen.getvalue()
     record.write(tmp_path / "made" / "found.json", found)
     assert json.loads((tmp_path / "made" / "found.json").read_text())["compared"] == rows
+
+
+def test_the_roof_is_the_best_that_was_measured_at_any_time():
+    before, after = (
+        {"jax": {"small": 3.0, "large": 9.0}, "torch": {"small": 1.0}},
+        {"jax": {"small": 5.0, "large": 8.0}},
+    )
+    assert roofline.best(before, after) == {"jax": {"small": 5.0, "large": 9.0}, "torch": {"small": 1.0}}
+    assert roofline.roof(before) == 9.0
 
 
 def test_a_process_knows_its_peak_of_memory():
