@@ -9,20 +9,27 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxdfl.startup import split_cpu  # isort: skip (it comes before jax)
+
 import jax
+import numpy as np
 
 from benchmarks import operations, workload
 from benchmarks.worker import Result, Turn
 from jaxdfl import presets
+from jaxdfl.data.examples import Examples
+from jaxdfl.data.packing import place
 from jaxdfl.experiment import execute
 from jaxdfl.prepare import prepare
 from jaxdfl.problems import Problem
-from jaxdfl.settings import parse
+from jaxdfl.problems.backbone import portions
+from jaxdfl.settings import Settings, parse
 from jaxdfl.trackers import read_rows
 
 
 def run(folder: Path, turn: Turn, more: Sequence[str] = ()) -> Result:
     """`more` are further options on jaxdfl's command line."""
+    split_cpu(None)
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "run"
         settings = parse({"benchmark": presets.MINILM}, [*workload.load_command(folder), *more, "--out", str(out)])
@@ -31,10 +38,18 @@ def run(folder: Path, turn: Turn, more: Sequence[str] = ()) -> Result:
         problem = _watched(prepared.problem, turn, traced)
         execute(prepared._replace(problem=problem), ["python", "-m", "benchmarks.rounds"])
         losses = [row["loss"] for row in read_rows(out / "rounds.jsonl")]
-    # Of the program as last traced; rows of another length in other rounds count as these.
-    step = operations.of_jaxpr(jax.make_jaxpr(jax.value_and_grad(prepared.problem.loss, argnums=1))(*traced[-1]))
-    steps = settings.clients * settings.local_steps
-    return Result(losses, [step * steps] * settings.rounds, {"jax_devices": jax.device_count()})
+    program = jax.make_jaxpr(jax.value_and_grad(prepared.problem.loss, argnums=1))(*traced[-1])
+    groups = _groups(settings, prepared.problem.examples, workload.load(folder).lengths)
+    step, steps = operations.of_jaxpr(program, turns=1), settings.clients * settings.local_steps
+    executed = [step * (turns if settings.packing else steps) for turns in groups]
+    return Result(losses, executed, {"jax_devices": jax.device_count()})
+
+
+def _groups(settings: Settings, examples: Examples, lengths: np.ndarray) -> list[float]:
+    """Groups of packed rows that all steps of a round take; `lengths` are [rounds, clients, steps, batch]."""
+    room = portions(settings, examples, examples).room
+    rows = jax.jit(jax.vmap(lambda each: place(each, room).rows))(lengths.reshape(-1, lengths.shape[-1]))
+    return np.ceil(np.asarray(rows) / room.rows).reshape(len(lengths), -1).sum(1).tolist()
 
 
 def _watched(problem: Problem, turn: Turn, traced: list[Any]) -> Problem:

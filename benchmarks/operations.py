@@ -75,11 +75,13 @@ def useful(shape: Shape, lengths: np.ndarray, rank: int) -> float:
     return float(sum(client_step(shape, 1, float(length), rank, only_read=True) for length in lengths.ravel()))
 
 
-def of_jaxpr(jaxpr: Any) -> float:
+def of_jaxpr(jaxpr: Any, turns: float | None = None) -> float:
     """The matrix products of a traced program (`jax.make_jaxpr`). Of a `cond` the costliest branch counts.
 
+    `turns` is how often a `while` around products turns.
+
     Raises:
-        ValueError: there is a `while` around products: nobody knows how often it turns.
+        ValueError: there is such a `while`, and nobody knows how often it turns.
     """
     total = 0.0
     for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
@@ -90,12 +92,14 @@ def of_jaxpr(jaxpr: Any) -> float:
                 2 * prod(equation.outvars[0].aval.shape) * prod(equation.invars[0].aval.shape[i] for i in contracted)
             )
         elif name == "cond":
-            total += max(of_jaxpr(branch) for branch in parameters["branches"])
+            total += max(of_jaxpr(branch, turns) for branch in parameters["branches"])
         else:
             inner = sum(
-                of_jaxpr(each) for each in parameters.values() if hasattr(each, "eqns") or hasattr(each, "jaxpr")
+                of_jaxpr(each, turns) for each in parameters.values() if hasattr(each, "eqns") or hasattr(each, "jaxpr")
             )
             if name == "while" and inner:
-                raise ValueError("the program multiplies matrices in a `while` loop; write it as a scan.")
+                if turns is None:
+                    raise ValueError("the program multiplies matrices in a `while` loop; say how often it turns.")
+                inner *= turns
             total += inner * (parameters["length"] if name == "scan" else 1)
     return total

@@ -40,9 +40,11 @@ class System:
 TORCH = {"OMP_NUM_THREADS": str(CORES)}
 
 SYSTEMS = {
-    # jaxdfl's variants: `options` are further settings on its command line, `environment` its devices and flags. Equal
-    # padded work goes here once there is a setting for it.
+    # jaxdfl's variants: `options` are further settings on its command line, `environment` its devices and flags.
     "jaxdfl": System("benchmarks.jaxdfl_itself", "jaxdfl, as its command line runs it"),
+    "jaxdfl_padded": System(
+        "benchmarks.jaxdfl_itself", "the same, padded to the task's longest", options={"more": ["--no-packing"]}
+    ),
     "peft_loop": System(
         "benchmarks.rivals.peft_loop", "PyTorch + PEFT, loop over clients, padded to the batch's longest",
         ("torch", "peft"), {"padding": "batch"}, TORCH,
