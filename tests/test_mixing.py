@@ -9,7 +9,7 @@ import pytest
 import toy
 
 from jaxdfl.mixing import everyone, gossip
-from jaxdfl.mixing.gossip import weighted
+from jaxdfl.mixing.weighted import MANY_CLIENTS, MOST_HEARD, matrix_product, weighted
 from jaxdfl.protocol import Exchange, PerBlock
 
 ALL = PerBlock(True, True, True)
@@ -61,6 +61,62 @@ def test_gossip_keeps_the_mean_of_every_block_over_many_rounds(seed):
         x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
         np.testing.assert_allclose(x.mean(0), y.mean(0), rtol=1e-6)
         assert x.std(0).max() < 0.1 * y.std(0).max()  # and it does mix
+
+
+def sparse_weights(seed, heard=5, clients=MANY_CLIENTS):
+    """At most `heard` entries in each row of a mean of random permutations."""
+    draw = np.random.default_rng(seed)
+    return np.mean([np.eye(clients)[draw.permutation(clients)] for _ in range(heard)], axis=0, dtype=np.float32)
+
+
+def one_way_losses_compensated(seed):
+    """Rows sum to one, columns do not, and a quarter of the entries is below zero."""
+    weights = sparse_weights(seed) * np.random.default_rng(seed).choice([-1, 1, 1, 1], (MANY_CLIENTS, MANY_CLIENTS))
+    return weights + np.diag(1 - weights.sum(1))
+
+
+def some_clients_silent(seed):
+    weights = sparse_weights(seed)
+    weights[::3] = 0
+    return weights
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [sparse_weights(0), one_way_losses_compensated(1), some_clients_silent(2), sparse_weights(3, MOST_HEARD),
+     sparse_weights(4, MOST_HEARD + 30), np.zeros((MANY_CLIENTS,) * 2), np.eye(MANY_CLIENTS)],
+    ids=["doubly_stochastic", "negative", "zero_rows", "fullest", "too_full", "zero", "identity"],
+)  # fmt: skip
+def test_many_clients_mix_as_the_matrix_product_does(weights):
+    blocks = toy.blocks(spread=1.0, clients=MANY_CLIENTS)
+    exact = jax.tree.map(lambda x: np.tensordot(np.float64(weights), np.float64(x), 1), blocks)
+    for x, y in zip(*map(jax.tree.leaves, (jax.jit(weighted)(jnp.float32(weights), blocks), exact)), strict=True):
+        assert x.shape == y.shape
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5)
+
+
+def test_many_clients_keep_their_mean_over_many_rounds():
+    blocks = start = jax.tree.map(lambda x: x + 3.0, toy.blocks(spread=1.0, clients=MANY_CLIENTS))
+    step = jax.jit(partial(weighted, jnp.float32(sparse_weights(0))))
+    for _ in range(50):
+        blocks = step(blocks)
+    for x, y in zip(jax.tree.leaves(blocks), jax.tree.leaves(start), strict=True):
+        np.testing.assert_allclose(np.mean(x, 0, dtype=float), np.mean(y, 0, dtype=float), rtol=1e-6)
+
+
+def test_a_diverged_client_reaches_only_those_who_hear_it():
+    ring = toy.metropolis(jnp.float32(np.roll(np.eye(MANY_CLIENTS), 1, 0) + np.roll(np.eye(MANY_CLIENTS), -1, 0)))
+    x = jnp.ones((MANY_CLIENTS, 3)).at[7].set(jnp.nan)
+    assert list(np.flatnonzero(np.isnan(weighted(ring, x)[:, 0]))) == [6, 7, 8]
+
+
+def test_few_clients_are_mixed_by_the_matrix_product():
+    few = jnp.eye(MANY_CLIENTS - 1)
+    blocks = toy.blocks(clients=MANY_CLIENTS - 1)
+    programs = [
+        jax.jit(lambda w, x, way=way: way(w, x)).lower(few, blocks).as_text() for way in (weighted, matrix_product)
+    ]
+    assert programs[0] == programs[1]
 
 
 @pytest.mark.parametrize("shared", [PerBlock(*map(bool, flags)) for flags in np.ndindex(2, 2, 2)])

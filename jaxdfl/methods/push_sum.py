@@ -25,7 +25,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxdfl.methods.schedules import both_factors
-from jaxdfl.mixing.gossip import paid, weighted
+from jaxdfl.mixing.gossip import paid
+from jaxdfl.mixing.weighted import weighted
 from jaxdfl.protocol import Exchange, Info, Method, Mixer, PerBlock
 from jaxdfl.trees import Tree, along, keep, wide
 

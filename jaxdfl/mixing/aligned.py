@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxdfl.mixing.gossip import gossip, paid, weighted
+from jaxdfl.mixing.gossip import gossip, paid
+from jaxdfl.mixing.weighted import weighted
 from jaxdfl.protocol import Exchange, Info, Mixer, PerBlock, RoundKey, State
 from jaxdfl.trees import keep, wide
 

@@ -4,25 +4,11 @@ from functools import cache
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
+from jaxdfl.mixing.weighted import weighted
 from jaxdfl.protocol import Exchange, Info, Mixer, PerBlock, RoundKey, State
-from jaxdfl.trees import Tree, bytes_per_client, keep, wide
-
-
-def weighted(weights: Float[Array, "clients clients"], tree: Tree) -> Tree:
-    """x_i <- sum_j W_ij x_j for every leaf [clients, ...], in float32 (float64 for such leaves) at full precision, cast
-    back to the leaf's dtype.
-
-    A lower precision (bfloat16, or the TF32 that GPUs take for float32 products) would make the rows of W miss
-    their sum of one by about 1e-3, so that the mean drifts.
-    """
-
-    def mix_leaf(x: Array) -> Array:
-        mixed = jnp.tensordot(weights.astype(wide(x).dtype), wide(x), axes=1, precision=jax.lax.Precision.HIGHEST)
-        return mixed.astype(x.dtype)
-
-    return jax.tree.map(mix_leaf, tree)
+from jaxdfl.trees import bytes_per_client, keep
 
 
 def paid(exchange: Exchange, blocks: PerBlock) -> Info:
