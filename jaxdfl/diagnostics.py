@@ -5,12 +5,13 @@ sqrt((1/m) sum_i ||X_i - X||_F^2) with X the clients' mean: the root of the cons
 LoRA scale alpha/rank is left out.
 """
 
-import jax
+from functools import partial
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxdfl.protocol import Info, PerBlock
-from jaxdfl.trees import Tree, centred, client_mean, squared_distances, squared_norm, stack
+from jaxdfl.trees import Tree, centred, client_mean, squared_distances, squared_norm, stack, wide
 
 
 def disagreement(tree: Tree) -> Float[Array, ""]:
@@ -34,22 +35,22 @@ def cross_term(blocks: PerBlock) -> Float[Array, ""]:
 
 
 def product_disagreement(blocks: PerBlock) -> Float[Array, ""]:
-    """sqrt((1/m) sum_i ||B_i A_i - (1/m) sum_j B_j A_j||_F^2) over all targets; one client's products at a time.
+    """sqrt((1/m) sum_i ||B_i A_i - (1/m) sum_j B_j A_j||_F^2) over all targets, from thin factors alone.
 
-    Taken as (B_i - B) A_i + B (A_i - A) - C with C the cross term, which loses nothing where the clients nearly agree.
+    A client's distance is D_i = (B_i - B) A_i + B (A_i - A) - C, with C the cross term. Let B = Q R with orthonormal Q.
+    Within the range of Q,
+
+        Q^T D_i = Q^T (B_i - B) A_i + R (A_i - A) - Q^T C   [rank, d_in]
+
+    is taken as it stands, and beyond it D_i is (B_i - B)' A_i - C', where ' is less the part within. The mean over
+    clients of (B_i - B)' A_i is C', so those squares are the mean of ||(B_i - B)' A_i||^2 = <(B_i - B)'^T (B_i - B)',
+    A_i A_i^T>, less ||C'||^2. No product is [d_out, d_in] for each client, which would take 20 times the operations.
+
+    Nothing is lost where the clients nearly agree, nor where their products do and their factors, which span the same
+    space, do not (a turn Q_i of the factors): large terms meet within the range of Q only, before they are squared.
     """
-
-    def one(a: Array, b: Array) -> Array:
-        mean, cross = b.mean(0), _cross(a, b)
-
-        def squared_distance(client: tuple[Array, Array, Array]) -> Array:
-            a, a_apart, b_apart = client
-            moved = jnp.matmul(b_apart, a, precision="highest") + jnp.matmul(mean, a_apart, precision="highest")
-            return squared_norm(moved - cross)
-
-        return jnp.mean(jax.lax.map(squared_distance, (a, centred(a), centred(b))))
-
-    return jnp.sqrt(sum((one(blocks.a[path], blocks.b[path]) for path in blocks.a), jnp.float32(0)))
+    squares = [_squared_product_disagreement(blocks.a[path], blocks.b[path]) for path in blocks.a]
+    return jnp.sqrt(sum(squares, jnp.float32(0)))
 
 
 def diagnose(blocks: PerBlock) -> Info:
@@ -84,3 +85,19 @@ def average_product(blocks: PerBlock) -> PerBlock:
 def _cross(a: Float[Array, "m rank d_in"], b: Float[Array, "m d_out rank"]) -> Float[Array, "d_out d_in"]:
     """(1/m) sum_i (B_i - B)(A_i - A) of one target, at full precision (accelerators take fewer bits by default)."""
     return jnp.einsum("mor,mri->oi", centred(b), centred(a), precision="highest") / a.shape[0]
+
+
+def _squared_product_disagreement(a: Float[Array, "m rank d_in"], b: Float[Array, "m d_out rank"]) -> Float[Array, ""]:
+    """(1/m) sum_i ||D_i||_F^2 of one target, as `product_disagreement` says."""
+    product = partial(jnp.einsum, precision="highest")
+    a, a_apart, b_apart, cross = wide(a), centred(a), centred(b), _cross(a, b)
+    q, r = jnp.linalg.qr(wide(b).mean(0))  # [d_out, k], [k, rank]; k is the rank, or d_out where that is less
+    b_within, cross_within = product("ok,mor->mkr", q, b_apart), product("ok,oi->ki", q, cross)
+    b_beyond, cross_beyond = (
+        b_apart - product("ok,mkr->mor", q, b_within),
+        cross - product("ok,ki->oi", q, cross_within),
+    )
+    within = product("mkr,mri->mki", b_within, a) + product("kr,mri->mki", r, a_apart) - cross_within
+    of_b, of_a = product("mor,mos->mrs", b_beyond, b_beyond), product("mri,msi->mrs", a, a)
+    beyond = jnp.sum(of_b * of_a) / len(a) - squared_norm(cross_beyond)
+    return squared_norm(within) / len(a) + jnp.maximum(beyond, 0.0)
