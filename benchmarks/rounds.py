@@ -5,6 +5,7 @@ federation in one repetition, so that a disturbance of the machine meets them al
 within a repetition. The first rounds warm up and are told apart.
 """
 
+import signal
 import sys
 import tempfile
 import time
@@ -47,6 +48,7 @@ class Options:
 def main() -> int:
     """Exit code 1 where losses differ by more than the tolerance, 2 where nothing could be measured."""
     options = tyro.cli(Options, config=(tyro.conf.OmitArgPrefixes,))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as `timeout` sends it: workers and folders go too
     unknown = [name for name in (*options.systems, options.against) if name not in SYSTEMS]
     if unknown:
         print(f"error: unknown system {unknown[0]!r}. Known: {', '.join(SYSTEMS)}.", file=sys.stderr)

@@ -5,6 +5,7 @@ own. The first round compiles; what it takes beyond a later one counts as compil
 """
 
 import shlex
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -52,6 +53,7 @@ class Options:
 def main() -> int:
     """A point that fails (out of memory, say) leaves its reason and lets the others be."""
     options = tyro.cli(Options, config=(tyro.conf.OmitArgPrefixes,))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as `timeout` sends it: workers and folders go too
     unknown = [axis for axis in options.axes if axis not in SIZES]
     if unknown or options.rounds < 2:
         print(f"error: axes are {', '.join(SIZES)}, and `rounds` at least 2.", file=sys.stderr)
