@@ -47,7 +47,7 @@ def run(folder: Path, turn: Turn, more: Sequence[str] = ()) -> Result:
 
 def _groups(settings: Settings, examples: Examples, lengths: np.ndarray) -> list[float]:
     """Groups of packed rows that all steps of a round take; `lengths` are [rounds, clients, steps, batch]."""
-    room = portions(settings, examples, examples).room
+    room = portions(settings, examples, examples, packed=True).room
     rows = jax.jit(jax.vmap(lambda each: place(each, room).rows))(lengths.reshape(-1, lengths.shape[-1]))
     return np.ceil(np.asarray(rows) / room.rows).reshape(len(lengths), -1).sum(1).tolist()
 

@@ -25,26 +25,21 @@ class Shape(NamedTuple):
         return cls(model["width"], model["intermediate"], model["layers"], classes)
 
 
-def client_step(
-    shape: Shape, sentences: int, length: float, rank: int, *, merged: bool = False, only_read: bool = False
-) -> float:
+def client_step(shape: Shape, sentences: int, length: float, rank: int, *, only_read: bool = False) -> float:
     """Forward and backward of `sentences` rows of `length` positions each, padding included.
 
     Args:
-        merged: the adapter is added to the kernel, so its gradient is a whole kernel's; otherwise a path of its own.
         only_read: the last layer's queries, output and feed-forward at the one position that the classifier reads.
     """
     tokens = sentences * length
     total = 4 * sentences * shape.width * (shape.width + shape.classes)  # pooler and classifier, there and back
     for layer in range(shape.layers):
         queries = sentences if only_read and layer == shape.layers - 1 else tokens
-        total += _layer(shape, queries, tokens, length, rank, merged=merged, first=layer == 0)
+        total += _layer(shape, queries, tokens, length, rank, first=layer == 0)
     return total
 
 
-def _layer(
-    shape: Shape, queries: float, tokens: float, length: float, rank: int, *, merged: bool, first: bool
-) -> float:
+def _layer(shape: Shape, queries: float, tokens: float, length: float, rank: int, *, first: bool) -> float:
     """One layer, forward and backward. Nothing below the first layer's query and value wants a gradient."""
     width, square = shape.width, 2 * shape.width**2  # operations of a width x width product, per position
     projections = (2 * tokens + queries) * square  # key, value, query
@@ -54,15 +49,8 @@ def _layer(
     # One product back through every frozen weight, two through each of attention's; but for the keys' in the first.
     backward = above + 4 * scores + (-scores if first else projections)
 
-    if merged:
-        product = 2 * rank * width**2  # B A, once for all positions
-        forward += 2 * product
-        backward += (queries + tokens) * square + 4 * product  # the kernel's gradient; from it those of B and A
-    else:
-        thin = 4 * (queries + tokens) * width * rank  # x A^T, then B; for query and value
-        forward += thin
-        backward += 2 * thin - (thin / 2 if first else 0)
-    return forward + backward
+    thin = 4 * (queries + tokens) * width * rank  # x A^T, then B; for query and value
+    return forward + thin + backward + 2 * thin - (thin / 2 if first else 0)
 
 
 def of_round(shape: Shape, lengths: np.ndarray, sentences: int, rank: int, **layout: bool) -> float:

@@ -20,6 +20,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from jaxdfl import experiment, presets  # first: it splits the CPU, and hushes XLA
 from jaxdfl.data.batches import plan
@@ -30,7 +31,11 @@ from jaxdfl.simulate.program import make_advance
 from jaxdfl.simulate.sweep import Case, sweep
 from jaxdfl.startup import split_cpu
 
-GRID = {"methods": ("dec_lora", "tad_lora:5"), "topologies": ("erdos_renyi:0.1", "ring"), "seeds": (0, 1, 2)}
+GRID: dict[str, Any] = {
+    "methods": ("dec_lora", "tad_lora:5"),
+    "topologies": ("erdos_renyi:0.1", "ring"),
+    "seeds": (0, 1, 2),
+}
 
 
 def settings(problem: str, weights: Path) -> Settings:
@@ -58,7 +63,7 @@ def write_weights(folder: Path) -> None:
     said = " ".join(text for part in (texts.first, texts.second or []) for text in part).lower()
     words = sorted(set("".join(c if c.isalnum() else f" {c} " for c in said).split()))
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
-    shape = {"width": 64, "layers": 2, "heads": 4, "intermediate": 128, "positions": 64}
+    shape: dict[str, Any] = {"width": 64, "layers": 2, "heads": 4, "intermediate": 128, "positions": 64}
     config = EncoderConfig("bert", vocabulary=len(vocabulary), types=2, initializer_range=0.1, **shape)
     _, arrays = take_apart(random_model(config, 3, jax.random.key(0)))
     folder.mkdir()
@@ -102,7 +107,8 @@ def warm(asked: Settings, repeats: int) -> tuple[float, float]:
         return time.perf_counter() - began
 
     each = [[case] for case in cases]
-    seconds(cases), seconds(each[0])  # compiles
+    seconds(cases)  # compiles
+    seconds(each[0])  # too
     times = [(seconds(cases), seconds(*each)) for _ in range(repeats)]
     together, alone = (median(column) for column in zip(*times, strict=True))
     return together, alone
@@ -129,7 +135,9 @@ def _command(asked: Settings, out: Path) -> float:
 
 def main() -> None:
     if sys.argv[1] == "command":
-        given = {name: tuple(x) if isinstance(x, list) else x for name, x in json.loads(sys.argv[2]).items()}
+        given: dict[str, Any] = {
+            name: tuple(x) if isinstance(x, list) else x for name, x in json.loads(sys.argv[2]).items()
+        }
         sys.exit(experiment.main({"given": Settings(**given)}, []))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("problem", choices=("bilinear", "text"))

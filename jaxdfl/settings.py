@@ -96,7 +96,7 @@ class Settings:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the frozen backbone's arithmetic; auto is bfloat16 on accelerators. Factors and mixing are float32."""
     remat: bool = False
-    """Compute activations again for the gradient rather than keep them: less memory, a third more time."""
+    """Compute activations again for the gradient rather than keep them: less memory, one more forward pass."""
     packing: bool = True
     """Train on sentences packed into rows, not padded. Changes speed, not the result (but for what LoRA drops out)."""
     client_chunk: int | None = None
@@ -181,18 +181,9 @@ def check(settings: Settings) -> None:
             methods.build(spec, rho=0.5, learning_rate=settings.learning_rate[0], local_steps=settings.local_steps)
         except ValueError as error:
             raise ValueError(f"method {spec!r}: {error}") from None
-    at_least_one = [
-        "clients",
-        "rounds",
-        "local_steps",
-        "batch_size",
-        "rank",
-        "eval_every",
-        "client_chunk",
-        "runs_at_once",
-        "cpu_devices",
-    ]
-    for name in [*at_least_one, "train_examples", "eval_examples"]:
+    at_least_one = ["clients", "rounds", "local_steps", "batch_size", "rank", "eval_every"]
+    at_least_one += ["client_chunk", "runs_at_once", "cpu_devices", "train_examples", "eval_examples"]
+    for name in at_least_one:
         value = getattr(settings, name)
         if value is not None and value < 1:
             raise ValueError(f"`{_flag(name)}` must be at least 1, got {value}.")

@@ -35,8 +35,8 @@ def step():
 def test_operations_are_those_of_the_traced_program():
     function, arguments = step()
     traced = operations.of_jaxpr(jax.make_jaxpr(function)(*arguments))
-    # Beyond the formula: which tokens belong together, a product of indicators.
-    assert traced == pytest.approx(operations.client_step(SHAPE, SENTENCES, LENGTH, RANK, only_read=True), rel=0.01)
+    mask = 2 * SENTENCES * LENGTH**2  # which tokens belong together: a product of indicators, jaxdfl's own
+    assert traced == operations.client_step(SHAPE, SENTENCES, LENGTH, RANK, only_read=True) + mask
 
 
 def test_operations_are_those_that_xla_counts():

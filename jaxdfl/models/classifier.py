@@ -53,8 +53,8 @@ def adapt(
         dropout: rate on the input of A, in training only.
         targets: patterns for `re.search` on paths such as `encoder/layers/0/attention/query`.
         first_layer: the lowest encoder layer with adapters; no gradient is computed below it.
-        remat: keep only what passes between layers for the gradient, and compute the rest again: less memory, a third
-            more time.
+        remat: keep only what passes between layers for the gradient, and compute the rest again: less memory, for one
+            more forward pass.
 
     Raises:
         ValueError: a rate outside [0, 1), a rank too large, a pattern that matches nothing.

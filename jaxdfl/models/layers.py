@@ -31,7 +31,8 @@ class LoraB(nnx.Variable):
 class Adapter(nnx.Module):
     """The low-rank term of one linear layer: a second thin path beside the kernel, as in PEFT.
 
-    Merging it into the kernel first is no faster (measured at 64 to 2,048 tokens), and costs a kernel per client.
+    Merging it into the kernel first is slower (by 4 to 33 % at 64 to 2,048 tokens, see experiments/LOG.md), and costs a
+    kernel for each client.
     """
 
     def __init__(

@@ -21,7 +21,7 @@ from jaxdfl.problems import seed_keys
 from jaxdfl.settings import Settings, adapted_layers
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json")  # with none of them, transformers knows no word
-CPU_TOKENS = 128  # at once: what the widest layer makes of more falls out of a core's cache (measured: benchmarks/)
+CPU_TOKENS = 128  # at once: what the widest layer makes of more leaves a core's cache (experiments/LOG.md)
 ACCELERATOR_TOKENS = 65536  # at once: ten clients of 32 x 128 tokens of RoBERTa-large are 41k, and 44 GB by arithmetic
 ACCELERATOR_GROUP = 2048  # tokens of one client at once; a quarter of its batch where that is less, to end when it ends
 REMEMBERED_BYTES = 4 * 2**30
@@ -137,13 +137,16 @@ def require_fit(backbone: Backbone, seed: int, examples: Examples) -> None:
     jax.eval_shape(found.logits, found.frozen, found.blocks, jax.tree.map(lambda x: x[:1], examples), None)
 
 
-def portions(settings: Settings, train: Examples, validation: Examples) -> Portions:
-    """What is computed at a time, by tokens; `client_chunk` overrides how many clients."""
+def portions(settings: Settings, train: Examples, validation: Examples, *, packed: bool) -> Portions:
+    """What is computed at a time, by tokens, where training packs its sentences or pads them.
+
+    `client_chunk` overrides how many clients.
+    """
     on_cpu = jax.default_backend() == "cpu"
     batch = settings.batch_size * float(np.mean(train.lengths))  # tokens in one step of one client
     at_once, group = (CPU_TOKENS, CPU_TOKENS) if on_cpu else (ACCELERATOR_TOKENS, min(ACCELERATOR_GROUP, batch / 4))
     room, eval_room = (room_for(each.lengths, each.ids.shape[1], int(group)) for each in (train, validation))
-    step = min(batch, room.rows * room.length) if settings.packing else settings.batch_size * room.length
+    step = min(batch, room.rows * room.length) if packed else settings.batch_size * room.length
     return Portions(
         room=room,
         eval_room=eval_room,

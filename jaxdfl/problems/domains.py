@@ -62,7 +62,7 @@ def problem(settings: Settings) -> Problem:
         own = [part + first_row[seed] for part in rows[seed].parts]
         return Seeded(found.frozen, heads(seed).blocks, found.base(found.frozen), own)
 
-    first, at_once = heads(settings.seeds[0]), portions(settings, sentences, validation.examples)
+    first, at_once = heads(settings.seeds[0]), portions(settings, sentences, validation.examples, packed=False)
     target, labelled, unlabelled = (
         np.concatenate([getattr(each, name) for each in rows.values()]) for name in ("target", "labelled", "unlabelled")
     )

@@ -60,7 +60,8 @@ def problem(settings: Settings) -> Problem:
         found = classifier(seed)
         return Seeded(found.frozen, found.blocks, found.base(found.frozen), parts[seed])
 
-    first, at_once = classifier(settings.seeds[0]), portions(settings, train.examples, validation.examples)
+    first = classifier(settings.seeds[0])
+    at_once = portions(settings, train.examples, validation.examples, packed=settings.packing)
     examples = jax.device_put(train.examples)
     metric = TASKS[names[0]].metric if len(names) == 1 else None
     return Problem(
