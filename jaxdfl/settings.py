@@ -1,5 +1,7 @@
 """Settings of an experiment: typed, few, checked before anything is computed; and the presets they start from."""
 
+import jaxdfl.startup  # noqa: F401  # isort: skip (it comes before jax, and all that is run imports settings)
+
 import contextlib
 import io
 import re
@@ -105,8 +107,16 @@ class Settings:
     """Run folder; None makes a new one under runs/."""
     overwrite: bool = False
     """Replace what an earlier run left in --out."""
+    resume: bool = False
+    """Go on with the run in --out, whose settings must be these; start it where there is none."""
     checkpoints: bool = True
-    """Save each run's final state."""
+    """Save each run's state, on the way and at the end; --resume goes on from it."""
+    checkpoint_every: int | None = None
+    """Rounds between checkpoints on the way; None: by the clock alone."""
+    checkpoint_minutes: float = 10.0
+    """Minutes after which the next evaluated round is saved too."""
+    checkpoints_kept: int = 2
+    """Of each run, the last ones."""
     sweep: bool = True
     """Runs that share a program run as one: all topologies, seeds and learning rates, and methods that differ in
     schedules alone. Changes speed and memory, not the result; a run's seconds are then its share of theirs."""
@@ -117,6 +127,13 @@ class Settings:
     the frozen weights."""
     compilation_cache: bool = True
     """Keep compiled programs for later runs, in JAX_COMPILATION_CACHE_DIR or ~/.cache/jaxdfl/xla."""
+
+
+# May differ when a run goes on: they change what is kept, speed and memory; results at most by rounding.
+FREE_ON_RESUME = (
+    "out", "overwrite", "resume", "checkpoints", "checkpoint_every", "checkpoint_minutes", "checkpoints_kept",
+    "client_chunk", "sweep", "runs_at_once", "cpu_devices", "compilation_cache",
+)  # fmt: skip
 
 
 def parse(presets: Mapping[str, Settings], argv: Sequence[str]) -> Settings:
@@ -183,12 +200,18 @@ def check(settings: Settings) -> None:
             raise ValueError(f"method {spec!r}: {error}") from None
     at_least_one = ["clients", "rounds", "local_steps", "batch_size", "rank", "eval_every"]
     at_least_one += ["client_chunk", "runs_at_once", "cpu_devices", "train_examples", "eval_examples"]
+    at_least_one += ["checkpoint_every", "checkpoints_kept"]
     for name in at_least_one:
         value = getattr(settings, name)
         if value is not None and value < 1:
             raise ValueError(f"`{_flag(name)}` must be at least 1, got {value}.")
+    if settings.resume and settings.overwrite:
+        raise ValueError("`--resume` goes on with the run in --out and `--overwrite` removes it; give one of them.")
+    if settings.resume and settings.out is None:
+        raise ValueError("`--resume` needs `--out`, the folder of the run to go on with.")
     positive = [("learning_rate", rate) for rate in settings.learning_rate]
-    for name, value in [*positive, ("alpha", settings.alpha), ("clip", settings.clip)]:
+    positive += [(name, getattr(settings, name)) for name in ("alpha", "clip", "checkpoint_minutes")]
+    for name, value in positive:
         if value is not None and not 0 < value < float("inf"):
             raise ValueError(f"`{_flag(name)}` must be a positive number, got {value}.")
     for name, below in (("weight_decay", float("inf")), ("lora_dropout", 1.0)):
