@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 import optax
 import tyro
@@ -203,6 +203,23 @@ def check(settings: Settings) -> None:
             raise ValueError(f"`--targets`: {pattern!r} is no regular expression ({error}).") from None
     if settings.max_length < 8:
         raise ValueError(f"`--max-length` must be at least 8 tokens, got {settings.max_length}.")
+
+
+def from_manifest(mapping: Mapping[str, Any]) -> Settings:
+    """The settings that a run's manifest.json keeps under `settings`, checked again.
+
+    Raises:
+        ValueError: a setting is missing or unknown, as in the manifest of another version of jaxdfl, or out of range.
+    """
+    known = [field.name for field in fields(Settings)]
+    missing = [name for name in known if name not in mapping]
+    unknown = [name for name in mapping if name not in known]
+    if missing or unknown:
+        what = f"lacks {', '.join(missing)}" if missing else f"holds {', '.join(unknown)}, unknown here"
+        raise ValueError(f"`settings` of the manifest {what}: another version of jaxdfl wrote it; use that version.")
+    settings = Settings(**{name: tuple(x) if isinstance(x, list) else x for name, x in mapping.items()})
+    check(settings)
+    return settings
 
 
 def arbiter_of(settings: Settings) -> tuple[Keep, float]:
