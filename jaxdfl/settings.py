@@ -79,6 +79,9 @@ class Settings:
     adapt_layers: str = "all"
     """`all`, or `last:K`: adapters in the last K encoder layers alone. All below is then frozen, and computed once for
     each example where the result fits in 4 GiB."""
+    init_adapter: str | None = None
+    """Folder of a PEFT adapter from which every client starts, with its head where it has one; rank, alpha and targets
+    must be those of the adapter."""
     head: Literal["frozen", "trained"] = "frozen"
     """A frozen head is random, common to all clients, and fixed by the seed."""
     max_length: int = 128
@@ -178,9 +181,13 @@ def check(settings: Settings) -> None:
     for spec in settings.methods:
         methods.parse(spec)
         try:
-            methods.build(spec, rho=0.5, learning_rate=settings.learning_rate[0], local_steps=settings.local_steps)
+            method = methods.build(
+                spec, rho=0.5, learning_rate=settings.learning_rate[0], local_steps=settings.local_steps
+            )
         except ValueError as error:
             raise ValueError(f"method {spec!r}: {error}") from None
+        if settings.init_adapter is not None and method.start is not None:
+            raise ValueError(f"method {spec!r} starts from factors of its own; leave out it or `--init-adapter`.")
     at_least_one = ["clients", "rounds", "local_steps", "batch_size", "rank", "eval_every"]
     at_least_one += ["client_chunk", "runs_at_once", "cpu_devices", "train_examples", "eval_examples"]
     for name in at_least_one:
