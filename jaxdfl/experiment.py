@@ -34,13 +34,17 @@ _measure = jax.jit(measure, static_argnums=0)
 
 
 def main(
-    presets: Mapping[str, Settings], argv: Sequence[str] | None = None, study: Callable[[Path], str] | None = None
+    presets: Mapping[str, Settings],
+    argv: Sequence[str] | None = None,
+    study: Callable[[Path], str] | None = None,
+    command: Sequence[str] | None = None,
 ) -> int:
     """Runs an experiment from the command line; the exit code is 2, with one line on stderr, where it cannot start.
 
     `study` reads the finished run folder, draws what it finds into its `figures/`, and says it in words (Markdown,
-    which goes to `study.md` and to the screen).
+    which goes to `study.md` and to the screen). `command` is what the manifest says before `argv`: None, the script.
     """
+    command = ("python", Path(sys.argv[0]).name) if command is None else command
     argv = sys.argv[1:] if argv is None else argv
     try:
         settings = parse(presets, argv)
@@ -53,7 +57,7 @@ def main(
             prepared = prepare(settings)
         except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: bad numerics, or jax without its device
             return _refuse(error)
-        execute(prepared, ["python", Path(sys.argv[0]).name, *argv])
+        execute(prepared, [*command, *argv])
     if study is not None:
         console.show_study(study(prepared.folder.path), prepared.folder.path)
     return 0

@@ -224,7 +224,8 @@ def from_manifest(mapping: Mapping[str, Any]) -> Settings:
     if missing or unknown:
         what = f"lacks {', '.join(missing)}" if missing else f"holds {', '.join(unknown)}, unknown here"
         raise ValueError(f"`settings` of the manifest {what}: another version of jaxdfl wrote it; use that version.")
-    settings = Settings(**{name: tuple(x) if isinstance(x, list) else x for name, x in mapping.items()})
+    values: dict[str, Any] = {name: tuple(x) if isinstance(x, list) else x for name, x in mapping.items()}
+    settings = Settings(**values)
     check(settings)
     return settings
 
