@@ -23,7 +23,10 @@ REFUSED = 2  # where nothing was begun
 
 
 def main(
-    presets: Mapping[str, Settings], argv: Sequence[str] | None = None, study: Callable[[Path], str] | None = None
+    presets: Mapping[str, Settings],
+    argv: Sequence[str] | None = None,
+    study: Callable[[Path], str] | None = None,
+    command: Sequence[str] | None = None,
 ) -> int:
     """Runs an experiment from the command line; returns its exit code.
 
@@ -31,8 +34,9 @@ def main(
     it broke off.
 
     `study` reads the finished run folder, draws what it finds into its `figures/`, and says it in words (Markdown,
-    which goes to `study.md` and to the screen).
+    which goes to `study.md` and to the screen). `command` is what the manifest says before `argv`: None, the script.
     """
+    command = ("python", Path(sys.argv[0]).name) if command is None else command
     argv = sys.argv[1:] if argv is None else argv
     try:
         settings = parse(presets, argv)
@@ -43,7 +47,7 @@ def main(
         try:
             check_numerics()
             prepared = prepare(settings)
-            manifest = begin(prepared, ["python", Path(sys.argv[0]).name, *argv])
+            manifest = begin(prepared, [*command, *argv])
         except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: bad numerics, or jax without its device
             return _say(error, REFUSED)
         try:

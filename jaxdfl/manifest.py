@@ -1,16 +1,24 @@
 """manifest.json: what was run, on what, with what; written before the first round."""
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Sequence
 from typing import Any
 
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdfl.data.batches import plan
 from jaxdfl.prepare import Prepared
+from jaxdfl.problems import seed_keys
 from jaxdfl.resume import require_same
+from jaxdfl.simulate.rounds import round_keys
 from jaxdfl.topology.spectrum import recommended_period
 from jaxdfl.trackers import environment, read_manifest, strict
 
 Manifest = dict[str, Any]
+HASHED_ROUNDS = 10
 
 
 def begin(prepared: Prepared, command: Sequence[str]) -> Manifest:
@@ -49,9 +57,40 @@ def _describe(prepared: Prepared, command: Sequence[str]) -> Manifest:
             for spec, found in prepared.spectra.items()
         },
         "runs": [{**run.identity, "period": prepared.periods[run]} for run in prepared.runs],
+        "streams": _streams(prepared),
         "stopped": [],
         "environment": environment(),
     }
+
+
+def _streams(prepared: Prepared) -> dict[str, dict[str, str]]:
+    """SHA-256 of what is drawn for the first rounds: the examples of all batches, and the mixing weights."""
+    settings = prepared.settings
+    first = range(min(settings.rounds, settings.eval_every, HASHED_ROUNDS))
+
+    def batches(seed: int) -> str:
+        parts = prepared.problem.seeded(seed).parts
+        return _sha256(plan(seed_keys(seed).batches, parts, first, settings.local_steps, settings.batch_size))
+
+    def weights(topology: str, seed: int) -> str:
+        network, key = prepared.topologies[topology].network, seed_keys(seed).rounds
+        return _sha256(*(network.weights(round_keys(key, round).network, round) for round in map(jnp.int32, first)))
+
+    return {
+        "batches": {f"seed {seed}": batches(seed) for seed in settings.seeds},
+        "weights": {
+            f"{topology}, seed {seed}": weights(topology, seed)
+            for topology in prepared.topologies
+            for seed in settings.seeds
+        },
+    }
+
+
+def _sha256(*arrays: Any) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
 
 
 def _recommended(rho: float) -> int | None:

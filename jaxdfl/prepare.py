@@ -104,7 +104,7 @@ def prepare(settings: Settings) -> Prepared:
     with _naming(f"`--work` {settings.work}"):
         work = build_work(settings.work, settings.clients)
     topologies = {spec: _topology(settings, spec, work) for spec in settings.topologies}
-    spectra = {spec: _spectrum(topology) for spec, topology in topologies.items()}
+    spectra = {spec: spectrum_of(topology) for spec, topology in topologies.items()}
     runs = list(_runs(settings))
     periods = {run: _period(run, _rho(spectra, run)) for run in runs}
     for run in runs:
@@ -194,7 +194,8 @@ def _demand(run: Run, topologies: dict[str, Topology]) -> None:
             demand(topologies[run.topology].adjacency)
 
 
-def _spectrum(topology: Topology) -> Spectrum:
+def spectrum_of(topology: Topology) -> Spectrum:
+    """The spectrum by which runs are told their period, and manifests describe networks."""
     samples = min(SAMPLES, max(100, 10**8 // topology.clients**3))
     return spectrum(topology.network, topology.clients, jax.random.key(0), period=topology.period, samples=samples)
 

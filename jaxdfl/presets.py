@@ -57,3 +57,8 @@ MINILM = replace(PAPER, preset="minilm", weights="demo", eval_examples=2000)  # 
 def named(*presets: Settings) -> dict[str, Settings]:
     """Presets by name, as `jaxdfl.experiment.main` takes them."""
     return {preset.preset: preset for preset in presets}
+
+
+PRESETS = named(  # of `jaxdfl run`
+    DEMO, BILINEAR, replace(DEMO, preset="rotten_tomatoes", task="rotten_tomatoes", max_length=32), MINILM, PAPER
+)

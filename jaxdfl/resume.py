@@ -19,7 +19,7 @@ from jaxdfl.trackers import IDENTITY, RunFolder
 
 Identity = Mapping[str, Any]  # method, topology, seed (and learning rate) of a run, as rows have it
 NEW = -1  # the point of runs that start from nothing; 0 has the rows of the first evaluation
-SAME = ("model", "data", "partitions", "topologies")  # parts of a manifest that settings do not tell all of
+SAME = ("model", "data", "partitions", "topologies", "streams")  # parts of a manifest that settings do not tell all of
 
 
 def require_same(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 import optax
 import tyro
@@ -81,6 +81,9 @@ class Settings:
     adapt_layers: str = "all"
     """`all`, or `last:K`: adapters in the last K encoder layers alone. All below is then frozen, and computed once for
     each example where the result fits in 4 GiB."""
+    init_adapter: str | None = None
+    """Folder of a PEFT adapter from which every client starts, with its head where it has one; rank, alpha and targets
+    must be those of the adapter."""
     head: Literal["frozen", "trained"] = "frozen"
     """A frozen head is random, common to all clients, and fixed by the seed."""
     max_length: int = 128
@@ -195,9 +198,13 @@ def check(settings: Settings) -> None:
     for spec in settings.methods:
         methods.parse(spec)
         try:
-            methods.build(spec, rho=0.5, learning_rate=settings.learning_rate[0], local_steps=settings.local_steps)
+            method = methods.build(
+                spec, rho=0.5, learning_rate=settings.learning_rate[0], local_steps=settings.local_steps
+            )
         except ValueError as error:
             raise ValueError(f"method {spec!r}: {error}") from None
+        if settings.init_adapter is not None and method.start is not None:
+            raise ValueError(f"method {spec!r} starts from factors of its own; leave out it or `--init-adapter`.")
     at_least_one = ["clients", "rounds", "local_steps", "batch_size", "rank", "eval_every"]
     at_least_one += ["client_chunk", "runs_at_once", "cpu_devices", "train_examples", "eval_examples"]
     at_least_one += ["checkpoint_every", "checkpoints_kept"]
@@ -226,6 +233,24 @@ def check(settings: Settings) -> None:
             raise ValueError(f"`--targets`: {pattern!r} is no regular expression ({error}).") from None
     if settings.max_length < 8:
         raise ValueError(f"`--max-length` must be at least 8 tokens, got {settings.max_length}.")
+
+
+def from_manifest(mapping: Mapping[str, Any]) -> Settings:
+    """The settings that a run's manifest.json keeps under `settings`, checked again.
+
+    Raises:
+        ValueError: a setting is missing or unknown, as in the manifest of another version of jaxdfl, or out of range.
+    """
+    known = [field.name for field in fields(Settings)]
+    missing = [name for name in known if name not in mapping]
+    unknown = [name for name in mapping if name not in known]
+    if missing or unknown:
+        what = f"lacks {', '.join(missing)}" if missing else f"holds {', '.join(unknown)}, unknown here"
+        raise ValueError(f"`settings` of the manifest {what}: another version of jaxdfl wrote it; use that version.")
+    values: dict[str, Any] = {name: tuple(x) if isinstance(x, list) else x for name, x in mapping.items()}
+    settings = Settings(**values)
+    check(settings)
+    return settings
 
 
 def arbiter_of(settings: Settings) -> tuple[Keep, float]:

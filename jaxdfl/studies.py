@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.stats import t as student
 
-from jaxdfl.figures import COLORS, DASHES
+from jaxdfl.figures import COLORS, DASHES, save
 from jaxdfl.methods import parse
 from jaxdfl.trackers import at_rate, read_manifest, read_rows
 
@@ -221,7 +221,7 @@ def draw(path: Path, panels: Sequence[Panel], records: Sequence[Record]) -> str:
         frameon=False,
         fontsize=8.5,
     )
-    figure.savefig(path, metadata={"Software": None})
+    save(figure, path)
     return ""
 
 

@@ -18,7 +18,7 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +100,7 @@ class RunFolder:
     def rows(self, name: str, run: Mapping[str, Any]) -> list[dict[str, Any]]:
         """The rows of one run in one of the files; none where there is no file."""
         rows = read_rows(self.path / name, torn=True) if (self.path / name).exists() else []
-        return [row for row in rows if all(row.get(key) == run.get(key) for key in IDENTITY)]
+        return of_run(rows, run)
 
     def sync(self) -> None:
         """Returns when the rows would outlive a loss of power."""
@@ -175,6 +175,11 @@ def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any] | None]]:
 
 def _broken(path: str | os.PathLike[str], number: int, line: str) -> str:
     return f"{path}, line {number}: {line.strip()[:60]!r} is no JSON object; delete the line."
+
+
+def of_run(rows: Iterable[dict[str, Any]], run: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Those of one run; `run` may be a row of it, or its entry in the manifest."""
+    return [row for row in rows if all(row.get(key) == run.get(key) for key in IDENTITY)]
 
 
 def at_rate(run: Mapping[str, Any]) -> str:

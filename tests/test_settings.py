@@ -1,13 +1,14 @@
 """Presets, options over them, and what is refused before anything is loaded."""
 
 import dataclasses
+import json
 import sys
 from pathlib import Path
 
 import jax.numpy as jnp
 import pytest
 
-from jaxdfl.settings import OPTIMIZERS, Settings, check, make_optimizer, make_step_scale, parse
+from jaxdfl.settings import OPTIMIZERS, Settings, check, from_manifest, make_optimizer, make_step_scale, parse
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 import mnli
@@ -134,6 +135,32 @@ def test_every_optimizer_steps_against_the_gradient_at_the_learning_rate_asked_f
     expected, _ = at_rate.update(jnp.ones(3), at_rate.init(weight), weight)
     assert (make_step_scale(settings, 0.03)(0) * updates == expected).all()
     assert (expected < 0).all()  # the first step of each is sign or value of the gradient
+
+
+# Settings that a manifest keeps
+
+
+@pytest.mark.parametrize("settings", [BASE, OTHER])
+def test_settings_come_back_from_the_json_of_a_manifest(settings):
+    assert from_manifest(json.loads(json.dumps(dataclasses.asdict(settings)))) == settings
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"colour": 1}, "holds colour, unknown here: another version of jaxdfl wrote it; use that version"),
+        ({"rank": 0}, "`--rank` must be at least 1, got 0"),
+    ],
+)
+def test_a_manifest_with_settings_unknown_or_out_of_range_is_refused(changes, words):
+    with pytest.raises(ValueError, match=words):
+        from_manifest({**dataclasses.asdict(BASE), **changes})
+
+
+def test_a_manifest_that_lacks_settings_is_refused_with_their_names():
+    kept = {name: value for name, value in dataclasses.asdict(BASE).items() if name not in ("rank", "alpha")}
+    with pytest.raises(ValueError, match="`settings` of the manifest lacks rank, alpha"):
+        from_manifest(kept)
 
 
 # The presets of the experiments

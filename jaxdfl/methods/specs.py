@@ -33,7 +33,7 @@ def read_part(text: str, known: Constructors, what: str) -> Part:
     name, *words = text.split(":")
     if name not in known:
         raise ValueError(f"unknown {what} {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)}.")
-    parameters = _settable(known[name])
+    parameters = settable(known[name])
     settings: dict[str, Any] = {}
     for place, word in enumerate(words):
         key, equals, value = word.partition("=")
@@ -59,7 +59,8 @@ def wraps(constructor: Callable[..., Any]) -> str | None:
     return next((name for name in WRAPPED if name in parameters), None)
 
 
-def _settable(constructor: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+def settable(constructor: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """The parameters that a spec may set: those given by position, apart from what is wrapped."""
     parameters = inspect.signature(constructor, eval_str=True).parameters
     return {
         name: parameter

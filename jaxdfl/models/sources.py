@@ -15,12 +15,14 @@ class Known(NamedTuple):
     """Weights that we recognise by their bytes, wherever they lie."""
 
     name: str
+    hub: str  # where they are published
     note: str  # what must be said beside figures made with them
 
 
 KNOWN = {
     DEMO_SHA256: Known(
         "all-MiniLM-L6-v2",
+        "sentence-transformers/all-MiniLM-L6-v2",
         "This model saw SNLI, MultiNLI and QQP in its contrastive training, so scores on MNLI and QQP are not scores "
         "on unseen data. SST-2, QNLI, RTE and MRPC are not among its training sets.",
     )
@@ -112,14 +114,14 @@ def weight_files(folder: Path) -> list[Path]:
     return [folder / shard for shard in shards]
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
+def read_json(path: Path, remedy: str = _REMEDY) -> dict[str, Any]:
+    """A JSON object from a file; `remedy` says what to do where there is none.
 
     Raises:
         ValueError: no such file, or something else in it.
     """
     if not path.is_file():
-        raise ValueError(f"{path.parent.name}: no {path.name}; {_REMEDY}.")
+        raise ValueError(f"{path.parent.name}: no {path.name}; {remedy}.")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

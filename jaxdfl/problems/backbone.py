@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from jaxdfl import peft
 from jaxdfl.data.examples import Examples
 from jaxdfl.data.packing import Room, room_for
 from jaxdfl.models.classifier import Classifier, adapt
@@ -65,11 +66,12 @@ def backbone(settings: Settings, classes: int, *, train_head: bool) -> Backbone:
 
         @cache
         def of_seed(seed: int) -> Classifier:
-            return adapt(
+            drawn = adapt(
                 redrawn(parted, weights.initialised, seed_keys(seed).head), seed_keys(seed).factors,
                 rank=settings.rank, alpha=settings.alpha, dropout=settings.lora_dropout, targets=settings.targets,
                 first_layer=first, train_head=train_head, remat=settings.remat,
             )  # fmt: skip
+            return _started(settings, drawn, model.config.model_type)
 
         return of_seed
 
@@ -81,6 +83,8 @@ def backbone(settings: Settings, classes: int, *, train_head: bool) -> Backbone:
     first = _first_layer(settings, model.config.layers)
     tokenizer = _load_tokenizer(locate(source)[0])
     identity = {**weights._asdict(), "dtype": dtype.name, "adapted_layers": [first, model.config.layers - 1]}
+    if settings.init_adapter is not None:
+        identity["init_adapter"] = peft.identity(Path(settings.init_adapter).expanduser())
     token_bytes = model.config.width * dtype.itemsize if first else None
     found = Backbone(
         adapted(lambda whole: whole),
@@ -92,6 +96,15 @@ def backbone(settings: Settings, classes: int, *, train_head: bool) -> Backbone:
         remembering,
     )
     return found
+
+
+def _started(settings: Settings, drawn: Classifier, model_type: str) -> Classifier:
+    """The classifier at the adapter that the settings start from, where they name one."""
+    if settings.init_adapter is None:
+        return drawn
+    like, scale = peft.whole(drawn, model_type), settings.alpha / settings.rank
+    adapter = peft.read(Path(settings.init_adapter).expanduser(), like, model_type=model_type, scale=scale)
+    return peft.started_from(drawn, adapter)
 
 
 def _first_layer(settings: Settings, layers: int) -> int:

@@ -1,4 +1,4 @@
-"""Writes golden/{bert,roberta}: tiny checkpoints by transformers (torch), with inputs, adapters and logits.
+"""Writes golden/{bert,roberta}: tiny checkpoints by transformers (torch), with inputs, adapters (PEFT's) and logits.
 
 Run from the repository root: PYTHONPATH=. python tests/models/make_golden.py
 """
@@ -78,6 +78,8 @@ def main():
         arrays = {"ids": examples.ids, "types": examples.types, "lengths": examples.lengths}
         arrays["logits"] = torch_logits(model, examples)
         wrapped, factors = add_adapters(model)
+        wrapped.save_pretrained(folder / "adapter")
+        (folder / "adapter" / "README.md").unlink()  # an empty card
         arrays["adapted_logits"] = torch_logits(wrapped, examples)
         arrays |= {f"{factor}:{path}": x for factor, by_path in factors.items() for path, x in by_path.items()}
         save_file({key: np.ascontiguousarray(x) for key, x in arrays.items()}, folder / "expected.safetensors")
