@@ -13,6 +13,7 @@ from jaxdfl.spelling import did_you_mean
 COMMANDS = {  # name -> what it is for; its module is imported when it is called
     "run": "an experiment: methods x topologies x seeds, from a preset",
     "sweep": "the same over a grid: any setting may have several values",
+    "report": "finished runs -> one HTML page, tables and figures",
     "topology": "what a network is like: spectrum, period T*, connectivity, a picture",
     "methods": "all methods and wrappers, with paper and file",
     "export": "an adapter of a finished run -> a PEFT folder",
@@ -20,6 +21,7 @@ COMMANDS = {  # name -> what it is for; its module is imported when it is called
 }
 EXAMPLES = """\
     jaxdfl run --out runs/first                         a small encoder, generated sentences; minutes, offline
+    jaxdfl report runs/first --out report               open report/report.html
     jaxdfl topology erdos_renyi:0.1 --clients 10        how fast does it mix?
     jaxdfl export runs/first --run 0 --to adapter       for peft.PeftModel.from_pretrained
 """
