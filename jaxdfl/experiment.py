@@ -47,7 +47,7 @@ def main(
     command = ("python", Path(sys.argv[0]).name) if command is None else command
     argv = sys.argv[1:] if argv is None else argv
     try:
-        settings = parse(presets, argv)
+        settings = parse(presets, argv, " ".join(command))
     except ValueError as error:
         return _refuse(error)
     split_cpu(settings.cpu_devices if settings.sweep else 1)

@@ -122,10 +122,11 @@ class Settings:
     """Keep compiled programs for later runs, in JAX_COMPILATION_CACHE_DIR or ~/.cache/jaxdfl/xla."""
 
 
-def parse(presets: Mapping[str, Settings], argv: Sequence[str]) -> Settings:
+def parse(presets: Mapping[str, Settings], argv: Sequence[str], command: str | None = None) -> Settings:
     """The command line over a preset (the first one unless `--preset` names another).
 
-    `--help` prints and exits, as tyro does it. What tyro says of mistakes in a box becomes one line.
+    `--help` prints and exits, as tyro does it, and calls the program `command` (None: by its file). What tyro says of
+    mistakes in a box becomes one line.
 
     Raises:
         ValueError: unknown preset or option, a value of the wrong type, or a setting out of range.
@@ -142,7 +143,7 @@ def parse(presets: Mapping[str, Settings], argv: Sequence[str]) -> Settings:
     try:
         with contextlib.redirect_stderr(said):
             settings, unknown = tyro.cli(
-                Settings, args=list(argv), default=presets[name], description=_describe(presets),
+                Settings, prog=command, args=list(argv), default=presets[name], description=_describe(presets),
                 return_unknown_args=True,
             )  # fmt: skip
     except SystemExit as stop:
