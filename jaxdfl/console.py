@@ -32,7 +32,7 @@ def show_setup(manifest: Mapping[str, Any]) -> None:
     rows = {
         "model": f"{model['name']} ({model['architecture']}, {model['parameters'] / 1e6:.1f}M, {model['dtype']})",
         "note": model["note"],
-        "adapters": f"rank {settings['rank']}, alpha {settings['alpha']:g}",
+        "adapters": f"rank {settings['rank']}, alpha {settings['alpha']:g}{_begun(model)}",
         "data": f"{data['train']['examples']} examples from {data['source']}{note}",
         "score": data.get("score"),
         **(_text_facts(settings, model, data) if "validation" in data else {}),
@@ -67,6 +67,10 @@ def show_setup(manifest: Mapping[str, Any]) -> None:
         "rounds in which they connect all clients. T*: TAD-LoRA's period.",
         style="dim",
     )
+
+
+def _begun(model: Mapping[str, Any]) -> str:
+    return f", starting from {model['init_adapter']['name']}" if "init_adapter" in model else ""
 
 
 def _text_facts(settings: Mapping[str, Any], model: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, str]:

@@ -3,7 +3,7 @@
 Drawn on Matplotlib's Agg canvas through its object interface, as `jaxdfl.figures` does.
 """
 
-from pathlib import Path
+from collections.abc import Sequence
 
 import jax
 import networkx as nx
@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
-from jaxdfl.figures import COLORS, save
+from jaxdfl.figures import COLORS
 from jaxdfl.topology import Topology
 from jaxdfl.topology.spectrum import Spectrum
 
@@ -49,13 +49,27 @@ def disagreement(topology: Topology, rounds: int = ROUNDS) -> Float[np.ndarray, 
     return np.array(found)
 
 
-def draw(path: Path, topology: Topology, spectrum: Spectrum) -> None:
-    """Writes one figure: the graph on the left, the disagreement by round on the right."""
-    figure = Figure(figsize=(7.2, 3.4), dpi=160, layout="constrained")
-    left, right = figure.subplots(1, 2)
+def figure(topology: Topology, spectrum: Spectrum) -> Figure:
+    """The graph on the left, the disagreement by round on the right."""
+    made = Figure(figsize=(7.2, 3.4), dpi=160, layout="constrained")
+    left, right = made.subplots(1, 2)
     graph(left, topology)
     decay(right, topology, spectrum)
-    save(figure, path)
+    return made
+
+
+def holdings(counts: Sequence[Sequence[int]], labels: Sequence[str]) -> Figure:
+    """A heat map of how many examples of each label each client holds; `counts` is [clients, labels]."""
+    table = np.asarray(counts).T
+    made = Figure(figsize=(1.8 + 0.42 * table.shape[1], 1.3 + 0.36 * len(labels)), dpi=160, layout="constrained")
+    axes = made.add_subplot()
+    image = axes.imshow(table, cmap="cividis", aspect="auto", vmin=0)
+    axes.set_yticks(range(len(labels)), labels, fontsize=8)
+    axes.set_xticks(range(0, table.shape[1], 1 + table.shape[1] // 20))
+    axes.set_xlabel("client", fontsize=9)
+    axes.tick_params(labelsize=8)
+    made.colorbar(image, ax=axes, label="examples").ax.tick_params(labelsize=8)
+    return made
 
 
 def graph(axes: Axes, topology: Topology) -> None:

@@ -16,6 +16,7 @@ from jaxdfl.doctor import check_numerics
 from jaxdfl.execution import STOPPED, execute
 from jaxdfl.manifest import begin
 from jaxdfl.prepare import prepare
+from jaxdfl.refusal import refuse
 from jaxdfl.settings import Settings, parse
 
 FAILED = 1  # exit code of runs that broke off; what they have written stays
@@ -39,9 +40,9 @@ def main(
     command = ("python", Path(sys.argv[0]).name) if command is None else command
     argv = sys.argv[1:] if argv is None else argv
     try:
-        settings = parse(presets, argv)
+        settings = parse(presets, argv, " ".join(command))
     except ValueError as error:
-        return _say(error, REFUSED)
+        return refuse(error, REFUSED)
     split_cpu(settings.cpu_devices if settings.sweep else 1)
     with programs_kept(settings.compilation_cache):
         try:
@@ -49,19 +50,18 @@ def main(
             prepared = prepare(settings)
             manifest = begin(prepared, [*command, *argv])
         except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: bad numerics, or jax without its device
-            return _say(error, REFUSED)
+            return refuse(error, REFUSED)
         try:
             done = execute(prepared, manifest)
         except (OSError, jax.errors.JaxRuntimeError) as error:  # a full disk; no memory left
-            return _say(error, FAILED)
+            return _broke_off(error)
     if study is not None and done != STOPPED:
         console.show_study(study(prepared.folder.path), prepared.folder.path)
     return done
 
 
-def _say(error: Exception, code: int) -> int:
-    said = " ".join(str(error).split())
+def _broke_off(error: Exception) -> int:
+    said = str(error)
     if "RESOURCE_EXHAUSTED" in said:
         said = f"out of memory: lower --client-chunk, --runs-at-once or --batch-size, or take --remat ({said[:200]})"
-    print(f"error: {said}", file=sys.stderr)
-    return code
+    return refuse(said, FAILED)

@@ -71,7 +71,7 @@ def export(
 
 def _choose(folder: Path, number: int | None) -> Chosen:
     manifest = read_manifest(folder)
-    settings, runs = from_manifest(manifest["settings"]), manifest["runs"]
+    settings, runs = from_manifest(manifest), manifest["runs"]
     if settings.task.partition(":")[0] in OTHER_TASKS:
         raise ValueError(f"{folder} is a run of {settings.task}, whose model has no place in a PEFT folder.")
     listed = "; ".join(f"{place} {name(run)}" for place, run in enumerate(runs))

@@ -12,27 +12,36 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import EngFormatter, MaxNLocator
+
+from jaxdfl.statistics import Interval
 
 Rows = Sequence[Mapping[str, Any]]
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")  # Okabe and Ito, without yellow
 DASHES = ("-", "--", "-.", ":")  # keeps lines that coincide, as exact zeros do, and grey prints apart
 ACROSS = 4  # panels side by side; more topologies go on below
+NOTHING = Interval(math.nan, math.nan, math.nan, 0)
 DECADES = 7  # shown at most; what is smaller lies between the lowest of them and zero
 MARKED = 30  # up to so many points each gets a dot
 
 
 def draw(
-    path: Path, rows: Rows, quantities: Mapping[str, str], titles: Mapping[str, str], chance: float | None = None
-) -> None:
-    """Writes one figure as PNG.
+    rows: Rows,
+    quantities: Mapping[str, str],
+    titles: Mapping[str, str],
+    chance: float | None = None,
+    *,
+    by_bytes: bool = False,
+) -> Figure:
+    """One figure.
 
     Args:
         quantities: key of a row -> label of the axis; each gets its own panels.
         titles: topology -> title of its panel, in the order to show.
         chance: score of a blind guess where the quantities are scores (fractions of 1, drawn in percent); None
             where they are distances, drawn on a logarithmic axis with room for zero.
+        by_bytes: against the `bytes` that all clients have sent by then (the mean over seeds), not against rounds.
     """
     methods = list(dict.fromkeys(row["method"] for row in rows))
     across = min(len(titles), ACROSS)
@@ -46,17 +55,51 @@ def draw(
             first = first or axes
             for number, method in enumerate(methods):
                 here = [row for row in rows if row["method"] == method and row["topology"] == topology]
-                _line(axes, *over_seeds(here, key), method, number, 1 if chance is None else 100)
+                x, values = over_seeds(here, key)
+                if by_bytes:
+                    x = over_seeds(here, "bytes")[1].mean(0)
+                _line(axes, x, values, method, number, 1 if chance is None else 100)
             if chance is None:
                 _log_axis(axes, [row[key] for row in rows if row.get(key) is not None])
             else:
                 axes.axhline(100 * chance, color="0.6", linewidth=0.8, label="chance")
             last = block == len(quantities) - 1 and panel + across >= len(titles)
             _dress(axes, title if block == 0 or down > 1 else "", label if panel % across == 0 else "", last)
+            if by_bytes:
+                axes.set_xlabel("sent by all clients" if last else "", fontsize=9)
+                axes.xaxis.set_major_locator(MaxNLocator(4))
+                axes.xaxis.set_major_formatter(EngFormatter(unit="B", sep=" "))
     handles, labels = figure.axes[0].get_legend_handles_labels()
     columns = min(len(labels), max(5, 2 * across + 1))
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=8.5)
-    save(figure, path)
+    return figure
+
+
+def forest(
+    panels: Mapping[str, Mapping[str, Interval]], label: str, unit: int = 1, reference: float | None = None
+) -> Figure:
+    """A panel for each topology, a point with its interval for each method; `reference` is a line across."""
+    methods = list(dict.fromkeys(method for found in panels.values() for method in found))
+    across = min(len(panels), ACROSS)
+    down = math.ceil(len(panels) / across)
+    size = (max(2.6 * across, 4.8) + 1.2, (0.8 + 0.26 * len(methods)) * down + 0.3)
+    figure, first = Figure(figsize=size, dpi=200, layout="constrained"), None
+    for panel, (topology, found) in enumerate(panels.items()):
+        axes = first = figure.add_subplot(down, across, panel + 1, sharey=first, sharex=first)
+        for place, method in enumerate(methods):
+            mean, low, high = (unit * value for value in found.get(method, NOTHING)[:3])
+            color = COLORS[place % len(COLORS)]
+            axes.plot([low, high], [place, place], color=color, linewidth=1.6, solid_capstyle="butt")
+            axes.plot([mean], [place], "o", color=color, markersize=4.5)
+        if reference is not None:
+            axes.axvline(unit * reference, color="0.6", linewidth=0.8)
+        _dress(axes, topology, "", last=False)
+        axes.set_yticks(range(len(methods)), methods, fontsize=8)
+        axes.set_ylim(len(methods) - 0.5, -0.5)
+        axes.tick_params(labelleft=panel % across == 0, labelbottom=panel + across >= len(panels))
+        axes.set_xlabel(label if panel + across >= len(panels) else "", fontsize=9)
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+    return figure
 
 
 def save(figure: Figure, path: Path) -> None:

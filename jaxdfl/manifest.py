@@ -13,9 +13,10 @@ from jaxdfl.data.batches import plan
 from jaxdfl.prepare import Prepared
 from jaxdfl.problems import seed_keys
 from jaxdfl.resume import require_same
+from jaxdfl.settings import from_manifest
 from jaxdfl.simulate.rounds import round_keys
 from jaxdfl.topology.spectrum import recommended_period
-from jaxdfl.trackers import environment, read_manifest, strict
+from jaxdfl.trackers import ROWS, environment, read_manifest, strict
 
 Manifest = dict[str, Any]
 HASHED_ROUNDS = 10
@@ -31,7 +32,10 @@ def begin(prepared: Prepared, command: Sequence[str]) -> Manifest:
     now = json.loads(json.dumps(strict(_describe(prepared, command))))  # as it comes back from the file
     if folder.resumed:
         manifest = read_manifest(folder.path)
+        from_manifest(manifest)
         require_same(manifest, now)
+        for name in ROWS:
+            folder.rows(name, {})  # which refuses broken ones
         manifest["resumed"] = [
             *manifest.get("resumed", []),
             {"command": now["command"], "environment": now["environment"]},

@@ -35,7 +35,7 @@ def replay(folder: Path, out: Path | None = None) -> tuple[str | None, list[str]
         ValueError, OSError: the folder is none of ours, or its runs cannot be run here (their data are gone, say).
     """
     before = read_manifest(folder)
-    settings = from_manifest(before["settings"])
+    settings = from_manifest(before)
     split_cpu(settings.cpu_devices if settings.sweep else 1)
     scratch = Path(tempfile.mkdtemp(prefix="jaxdfl-replay-"))
     try:

@@ -9,12 +9,13 @@ import io
 import math
 import os
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
 
@@ -51,6 +52,10 @@ class Score(NamedTuple):
     def form(self) -> str:
         return ".1f" if self.percent else ".3f"
 
+    @property
+    def label(self) -> str:
+        return f"mean {self.name} (%)" if self.percent else f"mean {self.name}"
+
     def header(self, text: str) -> str:
         return f"{text} %" if self.percent else text
 
@@ -81,6 +86,12 @@ class Summary(NamedTuple):
     baseline: str
     lines: tuple[Line, ...]  # by topology, then by method, each in the order of the rows
 
+    @property
+    def chance(self) -> float | None:
+        """Score of a blind guess; None where the score is an error."""
+        data = self.manifest["data"]
+        return data.get("chance", 1 / data["classes"]) if self.score.percent else None
+
 
 def summarize(folder: str | os.PathLike[str]) -> Summary:
     """Reads a run folder and writes its summary.csv, summary.md and figures/*.png (replacing older ones).
@@ -94,17 +105,19 @@ def summarize(folder: str | os.PathLike[str]) -> Summary:
     manifest, rows = read_manifest(folder), read_rows(folder / "metrics.jsonl")
     if not rows:
         raise ValueError(f"{folder / 'metrics.jsonl'} holds no rows; the run has not evaluated anything yet.")
-    summary = _summary(manifest, rows)
+    summary = summary_of(manifest, rows)
     (folder / "summary.csv").write_text(_csv(summary), encoding="utf-8")
     (folder / "summary.md").write_text(_markdown(summary), encoding="utf-8")
-    _draw(folder / "figures", summary, rows, read_rows(folder / "rounds.jsonl"))
+    (folder / "figures").mkdir(exist_ok=True)
+    for name, figure in curves(summary, rows, read_rows(folder / "rounds.jsonl")):
+        figures.save(figure, folder / "figures" / f"{name}.png")
     return summary
 
 
 def table(summary: Summary) -> Table:
     """The summary for a terminal."""
     headers, lines = _cells(summary)
-    made = Table(*headers, caption=". ".join(_facts(summary)), caption_justify="left", box=box.SIMPLE, padding=0)
+    made = Table(*headers, caption=". ".join(facts(summary)), caption_justify="left", box=box.SIMPLE, padding=0)
     for column in made.columns[:2]:  # topology and method
         column.no_wrap = True
     for above, line in zip([None, *lines], lines, strict=False):
@@ -121,7 +134,8 @@ def _broken(name: str) -> str:
     return "\n".join(lines).replace(": ", ":")
 
 
-def _summary(manifest: dict[str, Any], rows: Sequence[Row]) -> Summary:
+def summary_of(manifest: dict[str, Any], rows: Sequence[Row], baseline: str | None = None) -> Summary:
+    """The numbers of a manifest's rows; compared with `baseline`, by default Dec-LoRA or what was asked for first."""
     metric = manifest["data"].get("metric", "accuracy")
     score, mean = Score(metric, percent=metric != "error"), f"{metric}_mean"
     last: dict[tuple[str, str], dict[int, Row]] = {}  # (topology, method) -> seed -> its last row
@@ -130,7 +144,7 @@ def _summary(manifest: dict[str, Any], rows: Sequence[Row]) -> Summary:
     asked = [*manifest.get("runs", ()), *rows]  # rows come in the order in which runs were made
     topologies, labels = (list(dict.fromkeys(map(of, asked))) for of in (itemgetter("topology"), at_rate))
     named = [run["method"] for run in asked if run["method"] in {row["method"] for row in rows}]
-    baseline = FIRST_CHOICE if FIRST_CHOICE in named else named[0]
+    baseline = baseline or (FIRST_CHOICE if FIRST_CHOICE in named else named[0])
     against = {at_rate(row): at_rate({**row, "method": baseline}) for row in rows}
     lines = []
     for topology in topologies:
@@ -164,7 +178,7 @@ def _estimate(values: Sequence[float]) -> Estimate:
     return Estimate(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None)
 
 
-def _facts(summary: Summary) -> list[str]:
+def facts(summary: Summary) -> list[str]:
     """What a reader must know beside the numbers, one sentence each, without its full stop."""
     model, data, score = summary.manifest["model"], summary.manifest["data"], summary.score
     most = max(line.seeds for line in summary.lines)
@@ -173,7 +187,7 @@ def _facts(summary: Summary) -> list[str]:
     spread = f"{most} seeds: mean ± standard deviation over seeds (n - 1)" if most > 1 else "One seed, so no spread"
     judged, worst, unit = data.get("score", ""), "largest error", ""
     if score.percent:
-        chance, worst = 100 * data.get("chance", 1 / data["classes"]), "lowest accuracy"
+        chance, worst = 100 * (summary.chance or 0.0), "lowest accuracy"
         judged = f"{data['classes']} classes; chance level {chance:.1f} %"
         unit = ", in percentage points"
     return [
@@ -208,7 +222,7 @@ def _cells(summary: Summary) -> tuple[list[str], list[list[str]]]:
             _text(line.gain, f"+{score.form}", score.unit),
             *(_text(line.values.get(key), **shown) for key in columns.values()),
             _text(line.values.get("cross_term"), ".1e"),
-            _size(line.values.get("bytes")),
+            size(line.values.get("bytes")),
         ]
         for line in summary.lines
     ]
@@ -230,7 +244,7 @@ def _text(estimate: Estimate | None, form: str, unit: int = 1) -> str:
     return mean if estimate.deviation is None else f"{mean} ± {deviation.lstrip('+')}"
 
 
-def _size(estimate: Estimate | None) -> str:
+def size(estimate: Estimate | None) -> str:
     """Bytes in powers of 1000, as networks count them."""
     if estimate is None or math.isnan(estimate.mean):
         return ""
@@ -241,7 +255,7 @@ def _size(estimate: Estimate | None) -> str:
 def _markdown(summary: Summary) -> str:
     headers, lines = _cells(summary)
     rule = ["---" if header in ("topology", "method") else "---:" for header in headers]
-    text = ["# Summary", "", *(f"- {fact}." for fact in _facts(summary)), ""]
+    text = ["# Summary", "", *(f"- {fact}." for fact in facts(summary)), ""]
     text += ["| " + " | ".join(line) + " |" for line in (headers, rule, *lines)]
     text += ["", *(f"![{name}](figures/{name}.png)" for name in (summary.score.name, *FIGURES)), ""]
     text.append(
@@ -265,19 +279,20 @@ def _csv(summary: Summary) -> str:
     return text.getvalue()
 
 
-def _draw(folder: Path, summary: Summary, metrics: Sequence[Row], rounds: Sequence[Row]) -> None:
+def curves(
+    summary: Summary, metrics: Sequence[Row], rounds: Sequence[Row], *, by_bytes: bool = False
+) -> Iterator[tuple[str, Figure]]:
+    """The figures by name: the score, against bytes too if asked for, then what `FIGURES` lists."""
     topologies = dict.fromkeys(line.topology for line in summary.lines)
     rho = {spec: summary.manifest["topologies"].get(spec, {}).get("rho") for spec in topologies}
     metrics, rounds = ([{**row, "method": at_rate(row)} for row in each] for each in (metrics, rounds))
     titles = {spec: spec if value is None else f"{spec}  ($\\rho$ = {value:.2g})" for spec, value in rho.items()}
-    folder.mkdir(exist_ok=True)
-    score = summary.score
-    data = summary.manifest["data"]
-    chance = data.get("chance", 1 / data["classes"]) if score.percent else None
-    label = f"mean {score.name} (%)" if score.percent else f"mean {score.name}"
-    figures.draw(folder / f"{score.name}.png", metrics, {f"{score.name}_mean": label}, titles, chance)
+    score, shown = summary.score, {f"{summary.score.name}_mean": summary.score.label}
+    yield score.name, figures.draw(metrics, shown, titles, summary.chance)
+    if by_bytes:
+        yield f"{score.name}_by_bytes", figures.draw(metrics, shown, titles, summary.chance, by_bytes=True)
     for name, labels in FIGURES.items():
         moving = {
             key: label for key, label in labels.items() if any(row.get(key) for row in rounds)
         }  # not 0 throughout
-        figures.draw(folder / f"{name}.png", rounds, moving or dict([next(iter(labels.items()))]), titles)
+        yield name, figures.draw(rounds, moving or dict([next(iter(labels.items()))]), titles)

@@ -19,7 +19,14 @@ from jaxdfl.trackers import IDENTITY, RunFolder
 
 Identity = Mapping[str, Any]  # method, topology, seed (and learning rate) of a run, as rows have it
 NEW = -1  # the point of runs that start from nothing; 0 has the rows of the first evaluation
-SAME = ("model", "data", "partitions", "topologies", "streams")  # parts of a manifest that settings do not tell all of
+SAME = (
+    "model",
+    "data",
+    "partitions",
+    "topologies",
+    "streams",
+    "runs",
+)  # parts of a manifest that settings do not tell all of
 
 
 def require_same(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -32,15 +39,22 @@ def require_same(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         {name: value for name, value in manifest["settings"].items() if name not in FREE_ON_RESUME}
         for manifest in (before, now)
     )
-    difference = first_difference(old, new, "--") or next(
-        filter(None, (first_difference(before.get(part), now.get(part), part) for part in SAME)), None
-    )
+    parts = (first_difference(_part(before, part), _part(now, part), part) for part in SAME)
+    difference = first_difference(old, new, "--") or next(filter(None, parts), None)
     if difference is not None:
         where, was, is_now = difference
         raise ValueError(
             f"the run in --out has {where} = {was}, now it is {is_now}; `--resume` goes on with the same run: give the "
             "same settings and data, or another --out."
         )
+
+
+def _part(manifest: Mapping[str, Any], part: str) -> Any:
+    """A part of a manifest, without the one fact that is of how it was run: which runs go together."""
+    found = manifest.get(part)
+    if part != "runs" or not isinstance(found, list):
+        return found
+    return [{k: v for k, v in run.items() if k != "group"} if isinstance(run, Mapping) else run for run in found]
 
 
 def first_difference(old: Any, new: Any, where: str) -> tuple[str, Any, Any] | None:

@@ -8,7 +8,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
-from typing import Any, Literal
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import optax
 import tyro
@@ -139,10 +140,11 @@ FREE_ON_RESUME = (
 )  # fmt: skip
 
 
-def parse(presets: Mapping[str, Settings], argv: Sequence[str]) -> Settings:
+def parse(presets: Mapping[str, Settings], argv: Sequence[str], command: str | None = None) -> Settings:
     """The command line over a preset (the first one unless `--preset` names another).
 
-    `--help` prints and exits, as tyro does it. What tyro says of mistakes in a box becomes one line.
+    `--help` prints and exits, as tyro does it, and calls the program `command` (None: by its file). What tyro says of
+    mistakes in a box becomes one line.
 
     Raises:
         ValueError: unknown preset or option, a value of the wrong type, or a setting out of range.
@@ -159,7 +161,7 @@ def parse(presets: Mapping[str, Settings], argv: Sequence[str]) -> Settings:
     try:
         with contextlib.redirect_stderr(said):
             settings, unknown = tyro.cli(
-                Settings, args=list(argv), default=presets[name], description=_describe(presets),
+                Settings, prog=command, args=list(argv), default=presets[name], description=_describe(presets),
                 return_unknown_args=True,
             )  # fmt: skip
     except SystemExit as stop:
@@ -235,12 +237,16 @@ def check(settings: Settings) -> None:
         raise ValueError(f"`--max-length` must be at least 8 tokens, got {settings.max_length}.")
 
 
-def from_manifest(mapping: Mapping[str, Any]) -> Settings:
-    """The settings that a run's manifest.json keeps under `settings`, checked again.
+def from_manifest(manifest: Mapping[str, Any]) -> Settings:
+    """The settings that a run's manifest.json keeps, checked again.
 
     Raises:
-        ValueError: a setting is missing or unknown, as in the manifest of another version of jaxdfl, or out of range.
+        ValueError: a setting is missing or unknown, as in the manifest of another version of jaxdfl, is of another
+            type, or out of range.
     """
+    mapping = manifest.get("settings")
+    if not isinstance(mapping, Mapping):
+        raise ValueError(f"`settings` of the manifest should hold settings, it is {mapping!r}.")
     known = [field.name for field in fields(Settings)]
     missing = [name for name in known if name not in mapping]
     unknown = [name for name in mapping if name not in known]
@@ -248,9 +254,25 @@ def from_manifest(mapping: Mapping[str, Any]) -> Settings:
         what = f"lacks {', '.join(missing)}" if missing else f"holds {', '.join(unknown)}, unknown here"
         raise ValueError(f"`settings` of the manifest {what}: another version of jaxdfl wrote it; use that version.")
     values: dict[str, Any] = {name: tuple(x) if isinstance(x, list) else x for name, x in mapping.items()}
+    for name, hint in get_type_hints(Settings).items():
+        if not _fits(values[name], hint):
+            raise ValueError(f"`settings.{name}` of the manifest is {values[name]!r}, which is no {hint}.")
     settings = Settings(**values)
     check(settings)
     return settings
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether the value is of the type that a setting is declared with."""
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    if get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(_fits(each, get_args(hint)[0]) for each in value)
+    if get_origin(hint) in (Union, UnionType):
+        return any(_fits(value, each) for each in get_args(hint))
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return type(value) is hint
 
 
 def arbiter_of(settings: Settings) -> tuple[Keep, float]:

@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from scipy.stats import t as student
 
 from jaxdfl.figures import COLORS, DASHES, save
 from jaxdfl.methods import parse
+from jaxdfl.statistics import Interval, differences, interval
 from jaxdfl.trackers import at_rate, read_manifest, read_rows
 
 Record = Mapping[str, Any]
@@ -26,24 +26,11 @@ Of = Callable[[Record], Any]
 Column = Callable[[list[Record], list[Record]], str]  # what a cell says of a method's runs, and of its base's
 AVERAGED = ("cross_term", "disagreement_a", "disagreement_b", "disagreement_product")  # over rounds
 MARKERS = "os^Dv<>P"
-CONFIDENCE = 0.95
 FEW = 8  # values of a logarithmic axis that each get a tick of their own
 CHARACTERS = 14  # of a legend, on an inch
 NONE = "–"  # a cell without runs to fill it
 NO_FIGURE = "No figure: these runs have nothing to draw."
 SEEDS = "Intervals: 95 %, Student's t over seeds; differences within each seed."
-
-
-class Interval(NamedTuple):
-    """A mean over seeds with its 95 % confidence interval (Student's t).
-
-    The ends are NaN for one seed, and everything is where there is none or where one of them diverged.
-    """
-
-    mean: float
-    low: float
-    high: float
-    seeds: int
 
 
 class Judged(NamedTuple):
@@ -100,18 +87,6 @@ def judged_by(folder: str | os.PathLike[str]) -> Judged:
     return Judged(f"{name}_mean", f"mean {name}", larger=name != "error")
 
 
-def interval(values: Sequence[float | int]) -> Interval:
-    """Mean and confidence interval of independent values."""
-    count = len(values)
-    if count == 0 or not np.all(np.isfinite(values)):
-        return Interval(math.nan, math.nan, math.nan, count)
-    mean = float(np.mean(values))
-    if count == 1:
-        return Interval(mean, math.nan, math.nan, count)
-    half = float(student.ppf((1 + CONFIDENCE) / 2, count - 1) * np.std(values, ddof=1) / math.sqrt(count))
-    return Interval(mean, mean - half, mean + half, count)
-
-
 def grouped(records: Iterable[Record], of: Of) -> dict[Any, list[Record]]:
     """Records by what `of` gives, in the order in which the values first come."""
     groups: dict[Any, list[Record]] = {}
@@ -138,7 +113,7 @@ def paired(records: Iterable[Record], of: Of, first: Any, second: Any, y: str) -
     """y of the records where `of` gives `first`, less y where it gives `second`, within each seed."""
     groups = grouped(records, of)
     one, other = ({record["seed"]: record[y] for record in groups.get(each, ())} for each in (first, second))
-    return interval([one[seed] - other[seed] for seed in one if seed in other])
+    return interval(differences(one, other))
 
 
 def said(found: Interval, form: str = ".3g") -> str:

@@ -62,10 +62,11 @@ def test_help_lists_every_command_and_every_command_has_a_help_with_examples(cap
     assert said(capsys) == text
     for name, about in COMMANDS.items():
         assert about in text
-        if name != "run":
-            with contextlib.suppress(SystemExit):
-                main([name, "--help"])
-            assert "examples:" in capsys.readouterr().out
+        with contextlib.suppress(SystemExit):
+            main([name, "--help"])
+        shown = capsys.readouterr().out
+        assert "examples:" in shown
+        assert f"usage: jaxdfl {name}" in shown
     assert said(capsys, "--version").strip() == __version__
 
 
@@ -146,6 +147,31 @@ def test_a_grid_takes_only_settings_of_one_value_as_axes():
     assert folder_name({}, ()) == "all"
 
 
+def test_a_sweep_asks_for_every_point_and_joins_their_summaries(tmp_path, monkeypatch):
+    asked = []
+
+    def run(known, argv, command):
+        asked.append(argv[:-2])
+        folder = Path(argv[-1])
+        folder.mkdir(parents=True)
+        (folder / "summary.csv").write_text(f"method,error_mean\nlocal,{len(asked)}\n")
+        return 0
+
+    monkeypatch.setattr(experiment, "main", run)
+    words = "sweep --preset bilinear --rank 1 2 --methods local --alpha 4 8"
+    assert main([*words.split(), "--out", str(tmp_path)]) == 0
+    common = ["--preset", "bilinear", "--methods", "local", "--out", str(tmp_path)]
+    points = [("1", "4"), ("1", "8"), ("2", "4"), ("2", "8")]
+    assert asked == [[*common, "--rank", rank, "--alpha", alpha] for rank, alpha in points]
+    assert {path.name for path in tmp_path.iterdir()} == {f"rank={r},alpha={a}" for r, a in points} | {"sweep.csv"}
+    table = (tmp_path / "sweep.csv").read_text().splitlines()
+    assert table == [
+        "rank,alpha,method,error_mean",
+        *(f"{r},{a},local,{i}" for i, (r, a) in enumerate(points, start=1)),
+    ]
+
+
+@pytest.mark.slow
 def test_a_sweep_leaves_a_run_folder_for_every_point_and_one_table(tmp_path):
     asked = "sweep --preset bilinear --rank 1 2 --seeds 0 --methods local --topologies ring --rounds 2 --clients 3"
     assert main([*asked.split(), "--out", str(tmp_path)]) == 0

@@ -12,22 +12,24 @@ FLOORS = {
     "trees": 1, "spelling": 1,
     "lora": 2, "topology": 2, "data": 2,
     "models": 3, "peft": 3, "mixing": 3,
-    "methods": 4, "metrics": 4, "diagnostics": 4, "concentration": 4, "objectives": 4,
+    "methods": 4, "metrics": 4, "diagnostics": 4, "concentration": 4, "statistics": 4, "objectives": 4,
     "simulate": 5,
     "checkpoint": 6, "settings": 6, "trackers": 6, "report": 6, "figures": 6, "doctor": 6,
     "console": 6, "problems": 6, "presets": 6, "studies": 6, "prepare": 6, "startup": 6, "experiment": 6,
-    "execution": 6, "interrupts": 6, "manifest": 6, "replay": 6, "resume": 6,
-    "export": 6, "card": 6, "drawings": 6, "commands": 6, "__main__": 6,
+    "refusal": 6, "execution": 6, "interrupts": 6, "manifest": 6, "replay": 6, "resume": 6,
+    "export": 6, "card": 6, "drawings": 6, "comparison": 6, "tables": 6, "page": 6, "commands": 6, "__main__": 6,
 }  # fmt: skip
 TOP = max(FLOORS.values())
 BESIDE = {  # what a module may import on its own floor; all others import nothing there
     "peft": {"models"}, "experiment": set(FLOORS), "execution": set(FLOORS) - {"experiment", "replay", "commands"},
-    "replay": set(FLOORS) - {"commands"}, "manifest": {"prepare", "problems", "resume", "trackers"},
+    "replay": set(FLOORS) - {"commands"}, "manifest": {"prepare", "problems", "resume", "settings", "trackers"},
     "resume": {"checkpoint", "settings", "trackers"}, "problems": {"settings"}, "presets": {"settings"},
     "settings": {"startup"}, "studies": {"trackers", "figures"},
     "prepare": {"settings", "trackers", "problems"}, "console": {"report", "trackers"},
     "report": {"trackers", "figures"}, "card": {"trackers"},
-    "drawings": {"figures"}, "commands": set(FLOORS), "__main__": {"commands"},
+    "drawings": {"figures"}, "comparison": {"report", "trackers"}, "tables": {"comparison", "report"},
+    "page": {"comparison", "report", "tables", "drawings", "figures"},
+    "commands": set(FLOORS), "__main__": {"commands"},
     "export": {"checkpoint", "settings", "trackers", "problems", "card"},
 }  # fmt: skip
 WRITERS = {"peft"}  # adapter folders are what it is for

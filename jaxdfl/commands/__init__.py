@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from jaxdfl import __version__
+from jaxdfl.refusal import refuse
 from jaxdfl.spelling import did_you_mean
 
 COMMANDS = {  # name -> what it is for; its module is imported when it is called
     "run": "an experiment: methods x topologies x seeds, from a preset",
     "sweep": "the same over a grid: any setting may have several values",
+    "report": "finished runs -> one HTML page, tables and figures",
     "topology": "what a network is like: spectrum, period T*, connectivity, a picture",
     "methods": "all methods and wrappers, with paper and file",
     "export": "an adapter of a finished run -> a PEFT folder",
@@ -21,6 +23,7 @@ COMMANDS = {  # name -> what it is for; its module is imported when it is called
 }
 EXAMPLES = """\
     jaxdfl run --out runs/first                         a small encoder, generated sentences; minutes, offline
+    jaxdfl report runs/first --out report               open report/report.html
     jaxdfl topology erdos_renyi:0.1 --clients 10        how fast does it mix?
     jaxdfl export runs/first --run 0 --to adapter       for peft.PeftModel.from_pretrained
 """
@@ -39,12 +42,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         return refuse(f"unknown command {name!r}.{did_you_mean(name, COMMANDS)} Known: {', '.join(COMMANDS)}.")
     return import_module(f"jaxdfl.commands.{name}").main(rest)
-
-
-def refuse(error: Exception | str) -> int:
-    """Says in one line why nothing was done; the exit code for that."""
-    print("error: " + " ".join(str(error).split()), file=sys.stderr)
-    return 2
 
 
 def _help() -> str:

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxdfl.commands import refuse
 from jaxdfl.commands.parser import Parser
+from jaxdfl.refusal import refuse
 from jaxdfl.startup import programs_kept
 
 EXAMPLES = """\

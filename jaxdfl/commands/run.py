@@ -5,7 +5,19 @@ from collections.abc import Sequence
 from jaxdfl import experiment
 from jaxdfl.presets import PRESETS
 
+EXAMPLES = """\
+  jaxdfl run                                       the preset demo: offline, in minutes
+  jaxdfl run --preset bilinear --methods dec_lora tad_lora:1 tad_lora:5 --seeds 0 1 2      seconds
+  jaxdfl run --preset rotten_tomatoes --topologies ring "small_world:4:0.2" --clients 8
+  jaxdfl run --methods "tad_lora:5+event_triggered:0.1+packet_loss:0.2" --out runs/composed
+  jaxdfl run --preset paper                        RoBERTa-large on MNLI; needs a GPU and the hub
+"""
+
 
 def main(argv: Sequence[str]) -> int:
     """Runs it; see `jaxdfl.experiment.main`."""
-    return experiment.main(PRESETS, argv, command=("jaxdfl", "run"))
+    try:
+        return experiment.main(PRESETS, argv, command=("jaxdfl", "run"))
+    finally:
+        if "-h" in argv or "--help" in argv:
+            print("examples:", EXAMPLES, sep="\n")

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_origin, get_type_hints
 
 from jaxdfl import experiment
-from jaxdfl.commands import refuse
 from jaxdfl.console import OUT
 from jaxdfl.execution import NOT_FINITE
 from jaxdfl.presets import PRESETS
+from jaxdfl.refusal import refuse
 from jaxdfl.settings import Settings, parse
 
 ABOUT = """\

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool
 
-from jaxdfl import drawings
+from jaxdfl import drawings, figures
 from jaxdfl.commands.parser import Parser, one_line
 from jaxdfl.prepare import spectrum_of
 from jaxdfl.topology import build, recommended_period, rounds_to_consensus
@@ -52,7 +52,7 @@ def work(argv: Sequence[str]) -> None:
         print(f"  {name:<12} {fact}")
     if asked.out:
         Path(asked.out).parent.mkdir(parents=True, exist_ok=True)
-        drawings.draw(Path(asked.out), topology, found)
+        figures.save(drawings.figure(topology, found), Path(asked.out))
         print(f"  {'picture':<12} {asked.out}")
 
 
