@@ -8,6 +8,8 @@ LoRA scale alpha/rank is left out.
 from functools import partial
 
 import jax.numpy as jnp
+from jax.tree import leaves
+from jax.tree import map as tree_map
 from jaxtyping import Array, Float
 
 from jaxdfl.protocol import Info, PerBlock
@@ -51,6 +53,16 @@ def product_disagreement(blocks: PerBlock) -> Float[Array, ""]:
     """
     squares = [_squared_product_disagreement(blocks.a[path], blocks.b[path]) for path in blocks.a]
     return jnp.sqrt(sum(squares, jnp.float32(0)))
+
+
+def mean_drift(before: PerBlock, after: PerBlock) -> Float[Array, ""]:
+    """||mean x' - mean x|| / sqrt((1/m) sum_i ||x_i||^2) over all blocks: what mixing did to the clients' mean.
+
+    Doubly stochastic weights leave rounding alone, about 1e-7; 0 where all blocks are zero.
+    """
+    moved = squared_norm(tree_map(lambda x, y: wide(y).mean(0) - wide(x).mean(0), before, after))
+    size = sum((jnp.sum(jnp.square(wide(x))) / len(x) for x in leaves(before)), jnp.float32(0))
+    return jnp.sqrt(moved / jnp.where(size > 0, size, 1.0))
 
 
 def diagnose(blocks: PerBlock) -> Info:

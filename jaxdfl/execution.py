@@ -22,6 +22,7 @@ from jaxdfl.simulate.program import Advance, code, make_advance
 from jaxdfl.simulate.rounds import measure
 from jaxdfl.simulate.sweep import Stop, sweep
 
+DRIFT = 1e-4  # of the clients' mean in one round: a hundred times the rounding of large blocks
 NOT_FINITE = 3  # exit code where all is done, but for runs that ended early on numbers that are not finite
 _measure = jax.jit(measure, static_argnums=0)
 
@@ -113,6 +114,11 @@ def _simulate(
                 end(number, stop, bad_round)
             if number not in ended:
                 good[number], method = stop.state, code(cases[number].method)
+                if method.mixer.keeps_mean and stop.infos and (drift := stop.infos["mean_drift"].max()) > DRIFT:
+                    console.warn(
+                        f"{records[number].name}: mixing moved the clients' mean by {drift:.1g} of its size in a "
+                        f"round before {round + 1}; the network's weights are not doubly stochastic."
+                    )
                 evaluated = round % settings.eval_every == 0 or round == settings.rounds
                 scores = problem.scores(starts[given[number]], method, stop.state) if evaluated else None
                 records[number](stop, scores and {**scores, **_measured(method, stop)})

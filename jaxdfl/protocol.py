@@ -67,6 +67,7 @@ class Mixer(NamedTuple):
 
     init: Callable[[PerBlock], State]  # stacked blocks -> what the mixer carries from round to round
     mix: Callable[[Exchange, PerBlock, State], tuple[PerBlock, State, Info]]
+    keeps_mean: bool = False  # claims that doubly stochastic weights leave the clients' mean where it was; is checked
 
 
 class Method(NamedTuple):

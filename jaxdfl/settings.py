@@ -256,7 +256,9 @@ def from_manifest(manifest: Mapping[str, Any]) -> Settings:
     values: dict[str, Any] = {name: tuple(x) if isinstance(x, list) else x for name, x in mapping.items()}
     for name, hint in get_type_hints(Settings).items():
         if not _fits(values[name], hint):
-            raise ValueError(f"`settings.{name}` of the manifest is {values[name]!r}, which is no {hint}.")
+            raise ValueError(
+                f"`settings.{name}` of the manifest is {values[name]!r}, which is no {getattr(hint, '__name__', hint)}."
+            )
     settings = Settings(**values)
     check(settings)
     return settings
@@ -336,7 +338,13 @@ def _describe(presets: Mapping[str, Settings]) -> str:
 
 
 def _unboxed(text: str) -> str:
-    """What tyro says in a box on several lines, up to the first rule: one line."""
+    """What tyro says in a box up to its first rule, or, where it draws no box, between a title's rule and the next."""
     lines = [line.strip("│ ") for line in text.splitlines() if not line.startswith(("╭", "╰"))]
-    rule = next((place for place, line in enumerate(lines) if line.startswith("─")), len(lines))
-    return " ".join(" ".join(lines[:rule]).split()).partition(" Got errors:")[0]
+    parts: list[list[str]] = [[]]
+    for line in lines:
+        if line and set(line) <= {"─", "-"}:
+            parts.append([])
+        else:
+            parts[-1].append(line)
+    said = parts[0] if "╭" in text or len(parts) == 1 else parts[1]
+    return " ".join(" ".join(said).split()).partition(" Got errors:")[0]

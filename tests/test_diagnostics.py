@@ -13,6 +13,7 @@ from jaxdfl.diagnostics import (
     cross_terms,
     diagnose,
     disagreement,
+    mean_drift,
     product_disagreement,
 )
 from jaxdfl.protocol import PerBlock
@@ -163,3 +164,12 @@ def test_the_average_product_has_exactly_the_mean_of_the_products():
     toy.assert_equal(one.head, average(BLOCKS).head)
     gap = sum(((x - products(average(BLOCKS))[path]) ** 2).sum() for path, x in products(one).items())
     np.testing.assert_allclose(np.sqrt(gap), cross_term(BLOCKS), rtol=1e-4)
+
+
+def test_the_mean_drifts_by_what_mixing_moves_it_relative_to_the_blocks():
+    moved = jax.tree.map(lambda x: x + 0.5, BLOCKS)
+    entries = sum(x[0].size for x in jax.tree.leaves(BLOCKS))
+    size = np.sqrt(sum((x**2).sum() / len(x) for x in jax.tree.leaves(double(BLOCKS))))
+    np.testing.assert_allclose(mean_drift(BLOCKS, moved), 0.5 * np.sqrt(entries) / size, rtol=1e-5)
+    zero = jax.tree.map(jnp.zeros_like, BLOCKS)
+    assert mean_drift(zero, zero) == 0

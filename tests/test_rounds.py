@@ -10,7 +10,7 @@ from jax.flatten_util import ravel_pytree
 
 from jaxdfl.methods import build
 from jaxdfl.methods.schedules import both_factors, nothing, only_b
-from jaxdfl.mixing import gossip
+from jaxdfl.mixing import event_triggered, everyone, gossip, repeated
 from jaxdfl.protocol import Method, Mixer, Network, PerBlock
 from jaxdfl.simulate.rounds import init, make_round
 from jaxdfl.trees import squared_norm
@@ -165,6 +165,22 @@ def test_contraction_is_the_loss_of_squared_disagreement_in_mixing():
     equal = jax.tree.map(jnp.ones_like, FIRST)
     _, info = step(toy.FROZEN, init(jax.random.key(0), equal, method, toy.SGD), BATCHES)
     assert np.isnan(info["contraction"])
+
+
+def test_a_mixer_that_claims_to_keep_the_mean_does_and_weights_that_do_not_are_seen():
+    """Rows alone that sum to one move the mean; that is the network's fault, and shows."""
+    rows = jnp.asarray(np.random.default_rng(0).dirichlet(np.ones(6), size=6), jnp.float32)
+    for mixer in (gossip(), repeated(gossip(), 3), everyone(gossip())):
+        assert mixer.keeps_mean
+        method = Method(both_factors, both_factors, mixer)
+        state = init(jax.random.key(0), FIRST, method, toy.SGD)
+        _, info = jax.jit(make_round(still, toy.SGD, method, fixed()))(toy.FROZEN, state, BATCHES)
+        assert info["mean_drift"] < 1e-6
+    assert not event_triggered(gossip(), 0.1).keeps_mean
+    method = Method(both_factors, both_factors, gossip())
+    network = fixed()._replace(weights=lambda key, round: rows)
+    _, info = jax.jit(make_round(still, toy.SGD, method, network))(toy.FROZEN, state, BATCHES)
+    assert info["mean_drift"] > 1e-2
 
 
 @pytest.mark.parametrize(

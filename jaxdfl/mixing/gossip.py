@@ -42,7 +42,7 @@ def gossip() -> Mixer:
         mixed = PerBlock(*(weighted(exchange.weights, block) for block in blocks))
         return PerBlock(*map(keep, exchange.shared, mixed, blocks)), state, paid(exchange, blocks)
 
-    return Mixer(init=lambda blocks: (), mix=mix)
+    return Mixer(init=lambda blocks: (), mix=mix, keeps_mean=True)
 
 
 @cache
@@ -58,7 +58,7 @@ def everyone(inner: Mixer) -> Mixer:
         links = ~jnp.eye(clients, dtype=bool)
         return inner.mix(exchange._replace(weights=weights, links=links), blocks, state)
 
-    return Mixer(init=inner.init, mix=mix)
+    return inner._replace(mix=mix)
 
 
 @cache
@@ -79,4 +79,4 @@ def repeated(inner: Mixer, times: int) -> Mixer:
         (blocks, state), infos = jax.lax.scan(once, (blocks, state), jax.random.split(exchange.key, times))
         return blocks, state, jax.tree.map(lambda counts: counts.sum(0, dtype=counts.dtype), infos)
 
-    return inner if times == 1 else Mixer(init=inner.init, mix=mix)
+    return inner if times == 1 else inner._replace(mix=mix)

@@ -10,7 +10,7 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Key
 
-from jaxdfl.diagnostics import diagnose, disagreement, product_disagreement
+from jaxdfl.diagnostics import diagnose, disagreement, mean_drift, product_disagreement
 from jaxdfl.protocol import Base, Exchange, Info, Method, Network, PerBlock, Round
 from jaxdfl.simulate.clients import over_clients
 from jaxdfl.simulate.moments import rotated
@@ -145,6 +145,7 @@ def make_stages(
             "loss": trained.loss.sum() / jnp.maximum(trained.steps.sum(), 1),
             **measure(method, after),
             "contraction": _squared_disagreement(blocks) / before,
+            "mean_drift": mean_drift(trained.blocks, blocks),
             **counts,
         }
         return after, info
@@ -176,7 +177,8 @@ def make_round(
 
     Leaves of `batches` are [clients, steps, ...]. `info` holds `loss` (mean over all steps taken, penalty included),
     the diagnostics of the mixed blocks, `contraction` (mean squared disagreement of the factors after mixing over that
-    before; NaN where there was none), and the mixer's counts (`messages`, `bytes`).
+    before; NaN where there was none), `mean_drift` (of `jaxdfl.diagnostics`, over mixing) and the mixer's counts
+    (`messages`, `bytes`).
     """
     stages = make_stages(loss, optimizer, method, moments=moments, clip=clip)
 

@@ -15,7 +15,6 @@ import pytest
 from jaxdfl.checkpoint import rounds_saved
 
 HERE = Path(__file__).parent
-STARTING = 2.0  # seconds in which nothing is written yet
 
 
 def begin(out: Path, *options: str) -> subprocess.Popen:
@@ -23,12 +22,21 @@ def begin(out: Path, *options: str) -> subprocess.Popen:
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=HERE.parents[1])
 
 
-def finish(out: Path, *options: str) -> float:
-    """Seconds until the run is done."""
-    began, process = time.perf_counter(), begin(out, *options)
+def finish(out: Path) -> float:
+    """Seconds from the run's first file until it is done."""
+    process = begin(out)
+    wait_for_manifest(process, out)
+    began = time.perf_counter()
     _, said = process.communicate()
     assert process.returncode == 0, said
     return time.perf_counter() - began
+
+
+def wait_for_manifest(process: subprocess.Popen, out: Path) -> None:
+    """Until the process has written its first file, which tells that it begins or goes on."""
+    path, began = out / "manifest.json", time.time_ns()
+    while process.poll() is None and not (path.exists() and path.stat().st_mtime_ns > began):
+        time.sleep(0.01)
 
 
 def rows(out: Path, name: str) -> list[dict]:
@@ -58,7 +66,7 @@ def assert_same(out: Path, reference: Path) -> None:
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
-    """An uninterrupted run, and the seconds that it takes with its programs compiled."""
+    """An uninterrupted run, and the seconds that it takes from its first file on, with its programs compiled."""
     folder = tmp_path_factory.mktemp("reference")
     finish(folder / "first")
     seconds = finish(folder / "second")
@@ -71,8 +79,9 @@ def killed(folder: Path, kills: int, seconds: float, draw: random.Random) -> lis
     out = [folder / "0"]
     while kills:
         process = begin(out[-1])
+        wait_for_manifest(process, out[-1])
         try:
-            process.wait(draw.uniform(STARTING, seconds))
+            process.wait(draw.uniform(0, seconds))
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             kills -= 1
@@ -88,7 +97,7 @@ def killed(folder: Path, kills: int, seconds: float, draw: random.Random) -> lis
 def test_killed_runs_end_with_the_numbers_of_one_let_be(kills, reference, tmp_path):
     straight, seconds = reference
     ended = killed(tmp_path, kills, seconds, random.Random(kills))
-    print(f"{kills} kills, {len(ended)} runs of {seconds:.1f} s")
+    print(f"{kills} kills of {len(ended)} runs, each of {seconds:.1f} s after its start")
     for out in ended:
         assert_same(out, straight)
 
