@@ -19,7 +19,8 @@ from benchmarks.worker import Result, Turn
 from jaxdfl import presets
 from jaxdfl.data.examples import Examples
 from jaxdfl.data.packing import place
-from jaxdfl.experiment import execute
+from jaxdfl.execution import execute
+from jaxdfl.manifest import begin
 from jaxdfl.metrics import Columns
 from jaxdfl.prepare import prepare
 from jaxdfl.problems import Problem
@@ -37,7 +38,8 @@ def run(folder: Path, turn: Turn, more: Sequence[str] = ()) -> Result:
         prepared = prepare(settings)
         traced: list[Any] = []
         problem = _watched(prepared.problem, turn, traced)
-        execute(prepared._replace(problem=problem), ["python", "-m", "benchmarks.rounds"])
+        watched = prepared._replace(problem=problem)
+        execute(watched, begin(watched, ["python", "-m", "benchmarks.rounds"]))
         losses = [row["loss"] for row in read_rows(out / "rounds.jsonl")]
     program = jax.make_jaxpr(jax.value_and_grad(prepared.problem.loss, argnums=1))(*traced[-1])
     groups = _groups(settings, prepared.problem.examples, workload.load(folder).lengths)

@@ -101,7 +101,7 @@ def warm(asked: Settings, repeats: int) -> tuple[float, float]:
         for group in groups:
             states = sweep(
                 advance, group, prepared.problem.examples, rounds=asked.rounds, every=asked.rounds,
-                stop=lambda number, at: None,
+                stop=lambda stops: None,
             )  # fmt: skip
             jax.block_until_ready([state.blocks for state in states])
         return time.perf_counter() - began

@@ -134,25 +134,27 @@ def compile_time() -> Iterator[Callable[[], float]]:
 
 
 class Recorder:
-    """Writes the rows of one run as the engine stops, and moves the progress bar.
+    """Writes the rows of one run as the engine stops, and moves the progress bar; goes on after rows that are there.
 
-    A row's `seconds` are those since the recorder was made, divided by the number of runs that go `together` with this
-    one: compiling and evaluation included.
+    A row's `seconds` are those of the last row there, and those since the recorder was made, divided by the number of
+    runs that go `together` with this one: compiling and evaluation included.
     """
 
     def __init__(self, folder: RunFolder, run: Mapping[str, Any], moved: Callable[[str, int], None], together: int = 1):
         self.folder, self.run, self.moved, self.together = folder, run, moved, together
+        rounds = folder.rows("rounds.jsonl", run)
+        self.totals: dict[str, int] = {name: sum(row[name] for row in rounds) for name in COUNTS}
+        self.before = max((row["seconds"] for row in folder.rows("metrics.jsonl", run)), default=0.0)
         self.began = time.perf_counter()
-        self.totals: dict[str, int] = dict.fromkeys(COUNTS, 0)
-        moved(self.name, 0)
+        moved(self.name, len(rounds))
 
     @property
     def name(self) -> str:
         rate = f", learning rate {self.run['learning_rate']:g}" if "learning_rate" in self.run else ""
         return f"{self.run['method']} on {self.run['topology']}, seed {self.run['seed']}{rate}"
 
-    def __call__(self, stop: Stop, scores: Columns) -> None:
-        """A row for every round since the last stop, and one for this stop."""
+    def __call__(self, stop: Stop, scores: Columns | None) -> None:
+        """A row for every round since the last stop, and one for this stop where it has been scored."""
         rounds = len(stop.infos.get("loss", ()))
         loss = None
         for index in range(rounds):
@@ -163,10 +165,16 @@ class Recorder:
             diagnostics = {name: info.pop(name) for name in DIAGNOSTICS}
             number = stop.round - rounds + index + 1
             self.folder.log_round({**self.run, "round": number, "loss": loss, **diagnostics, **counts, **info})
-        seconds = round((time.perf_counter() - self.began) / self.together, 3)
-        row = {**self.run, "round": stop.round, "loss": loss, **scores, **self.totals, "seconds": seconds}
-        self.folder.log_metrics(row)
+        if scores is not None:
+            seconds = round(self.before + (time.perf_counter() - self.began) / self.together, 3)
+            row = {**self.run, "round": stop.round, "loss": loss, **scores, **self.totals, "seconds": seconds}
+            self.folder.log_metrics(row)
         self.moved(self.name, rounds)
+
+
+def warn(words: str) -> None:
+    """Says what a person should know, above the progress bar."""
+    OUT.print(f"warning: {words}", soft_wrap=True)
 
 
 def show_summary(summary: report.Summary, folder: Path, compiling: float) -> None:

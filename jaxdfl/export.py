@@ -21,7 +21,7 @@ from jaxdfl.problems.backbone import backbone
 from jaxdfl.protocol import Method, PerBlock
 from jaxdfl.settings import OTHER_TASKS, Settings, from_manifest, make_optimizer
 from jaxdfl.simulate.rounds import adapters, init
-from jaxdfl.trackers import read_manifest, read_rows
+from jaxdfl.trackers import of_run, read_manifest, read_rows
 from jaxdfl.trees import stack
 
 AVERAGES = {"average": average, "average-product": average_product}
@@ -71,7 +71,7 @@ def export(
 
 def _choose(folder: Path, number: int | None) -> Chosen:
     manifest = read_manifest(folder)
-    settings, runs = from_manifest(manifest["settings"]), manifest["runs"]
+    settings, runs = from_manifest(manifest), manifest["runs"]
     if settings.task.partition(":")[0] in OTHER_TASKS:
         raise ValueError(f"{folder} is a run of {settings.task}, whose model has no place in a PEFT folder.")
     listed = "; ".join(f"{place} {name(run)}" for place, run in enumerate(runs))
@@ -102,11 +102,11 @@ def _adapter(folder: Path, chosen: Chosen, client: str) -> tuple[PerBlock, str]:
 
 
 def _checkpoint(folder: Path, number: int) -> Path:
-    """Where the final state of a run lies."""
-    found = sorted((folder / "checkpoints").glob(f"{number:03d}-*"))
-    if not found:
-        raise ValueError(f"{folder} holds no checkpoint of run {number}; run it with --checkpoints, and to its end.")
-    return found[0]
+    """Where the last state of a run lies."""
+    for run in (folder / "checkpoints").glob(f"{number:03d}-*"):
+        if rounds := checkpoint.rounds_saved(run):
+            return checkpoint.round_folder(run, rounds[-1])
+    raise ValueError(f"{folder} holds no checkpoint of run {number}; run it with --checkpoints.")
 
 
 def _method(chosen: Chosen) -> Method:
@@ -118,6 +118,5 @@ def _method(chosen: Chosen) -> Method:
 
 def _last_row(folder: Path, chosen: Chosen) -> Mapping[str, Any]:
     """What the run's last evaluation found."""
-    identity = {key: value for key, value in chosen.run.items() if key != "period"}
-    mine = [row for row in read_rows(folder / "metrics.jsonl") if identity.items() <= row.items()]
+    mine = of_run(read_rows(folder / "metrics.jsonl", torn=True), chosen.run)
     return max(mine, key=lambda row: row["round"]) if mine else {}

@@ -100,7 +100,7 @@ def prepare(settings: Settings) -> Prepared:
         ValueError, OSError: what is wrong, in one line; nothing has been written.
     """
     out = Path(settings.out or f"runs/{settings.preset}-{datetime.now(UTC):%Y%m%d-%H%M%S}")
-    RunFolder.check(out, settings.overwrite)
+    RunFolder.check(out, settings.overwrite, settings.resume)
     with _naming(f"`--work` {settings.work}"):
         work = build_work(settings.work, settings.clients)
     topologies = {spec: _topology(settings, spec, work) for spec in settings.topologies}
@@ -118,7 +118,9 @@ def prepare(settings: Settings) -> Prepared:
             method = _method(settings, spectra, run)
             with _naming(f"{run.method} on {run.topology}"):
                 jax.eval_shape(partial(_init, settings, start, method), seed_keys(run.seed).rounds)
-    return Prepared(settings, runs, topologies, spectra, periods, problem, RunFolder(out, settings.overwrite))
+    return Prepared(
+        settings, runs, topologies, spectra, periods, problem, RunFolder(out, settings.overwrite, settings.resume)
+    )
 
 
 def _method(settings: Settings, spectra: dict[str, Spectrum], run: Run) -> Method:

@@ -1,12 +1,15 @@
 """Settings of an experiment: typed, few, checked before anything is computed; and the presets they start from."""
 
+import jaxdfl.startup  # noqa: F401  # isort: skip (it comes before jax, and all that is run imports settings)
+
 import contextlib
 import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
-from typing import Any, Literal
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import optax
 import tyro
@@ -108,8 +111,16 @@ class Settings:
     """Run folder; None makes a new one under runs/."""
     overwrite: bool = False
     """Replace what an earlier run left in --out."""
+    resume: bool = False
+    """Go on with the run in --out, whose settings must be these; start it where there is none."""
     checkpoints: bool = True
-    """Save each run's final state."""
+    """Save each run's state, on the way and at the end; --resume goes on from it."""
+    checkpoint_every: int | None = None
+    """Rounds between checkpoints on the way; None: by the clock alone."""
+    checkpoint_minutes: float = 10.0
+    """Minutes after which the next evaluated round is saved too."""
+    checkpoints_kept: int = 2
+    """Of each run, the last ones."""
     sweep: bool = True
     """Runs that share a program run as one: all topologies, seeds and learning rates, and methods that differ in
     schedules alone. Changes speed and memory, not the result; a run's seconds are then its share of theirs."""
@@ -120,6 +131,13 @@ class Settings:
     the frozen weights."""
     compilation_cache: bool = True
     """Keep compiled programs for later runs, in JAX_COMPILATION_CACHE_DIR or ~/.cache/jaxdfl/xla."""
+
+
+# May differ when a run goes on: they change what is kept, speed and memory; results at most by rounding.
+FREE_ON_RESUME = (
+    "out", "overwrite", "resume", "checkpoints", "checkpoint_every", "checkpoint_minutes", "checkpoints_kept",
+    "client_chunk", "sweep", "runs_at_once", "cpu_devices", "compilation_cache",
+)  # fmt: skip
 
 
 def parse(presets: Mapping[str, Settings], argv: Sequence[str], command: str | None = None) -> Settings:
@@ -191,12 +209,18 @@ def check(settings: Settings) -> None:
             raise ValueError(f"method {spec!r} starts from factors of its own; leave out it or `--init-adapter`.")
     at_least_one = ["clients", "rounds", "local_steps", "batch_size", "rank", "eval_every"]
     at_least_one += ["client_chunk", "runs_at_once", "cpu_devices", "train_examples", "eval_examples"]
+    at_least_one += ["checkpoint_every", "checkpoints_kept"]
     for name in at_least_one:
         value = getattr(settings, name)
         if value is not None and value < 1:
             raise ValueError(f"`{_flag(name)}` must be at least 1, got {value}.")
+    if settings.resume and settings.overwrite:
+        raise ValueError("`--resume` goes on with the run in --out and `--overwrite` removes it; give one of them.")
+    if settings.resume and settings.out is None:
+        raise ValueError("`--resume` needs `--out`, the folder of the run to go on with.")
     positive = [("learning_rate", rate) for rate in settings.learning_rate]
-    for name, value in [*positive, ("alpha", settings.alpha), ("clip", settings.clip)]:
+    positive += [(name, getattr(settings, name)) for name in ("alpha", "clip", "checkpoint_minutes")]
+    for name, value in positive:
         if value is not None and not 0 < value < float("inf"):
             raise ValueError(f"`{_flag(name)}` must be a positive number, got {value}.")
     for name, below in (("weight_decay", float("inf")), ("lora_dropout", 1.0)):
@@ -213,12 +237,16 @@ def check(settings: Settings) -> None:
         raise ValueError(f"`--max-length` must be at least 8 tokens, got {settings.max_length}.")
 
 
-def from_manifest(mapping: Mapping[str, Any]) -> Settings:
-    """The settings that a run's manifest.json keeps under `settings`, checked again.
+def from_manifest(manifest: Mapping[str, Any]) -> Settings:
+    """The settings that a run's manifest.json keeps, checked again.
 
     Raises:
-        ValueError: a setting is missing or unknown, as in the manifest of another version of jaxdfl, or out of range.
+        ValueError: a setting is missing or unknown, as in the manifest of another version of jaxdfl, is of another
+            type, or out of range.
     """
+    mapping = manifest.get("settings")
+    if not isinstance(mapping, Mapping):
+        raise ValueError(f"`settings` of the manifest should hold settings, it is {mapping!r}.")
     known = [field.name for field in fields(Settings)]
     missing = [name for name in known if name not in mapping]
     unknown = [name for name in mapping if name not in known]
@@ -226,9 +254,25 @@ def from_manifest(mapping: Mapping[str, Any]) -> Settings:
         what = f"lacks {', '.join(missing)}" if missing else f"holds {', '.join(unknown)}, unknown here"
         raise ValueError(f"`settings` of the manifest {what}: another version of jaxdfl wrote it; use that version.")
     values: dict[str, Any] = {name: tuple(x) if isinstance(x, list) else x for name, x in mapping.items()}
+    for name, hint in get_type_hints(Settings).items():
+        if not _fits(values[name], hint):
+            raise ValueError(f"`settings.{name}` of the manifest is {values[name]!r}, which is no {hint}.")
     settings = Settings(**values)
     check(settings)
     return settings
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether the value is of the type that a setting is declared with."""
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    if get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(_fits(each, get_args(hint)[0]) for each in value)
+    if get_origin(hint) in (Union, UnionType):
+        return any(_fits(value, each) for each in get_args(hint))
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return type(value) is hint
 
 
 def arbiter_of(settings: Settings) -> tuple[Keep, float]:

@@ -9,7 +9,7 @@ from typing import Any
 
 # XLA says of every program that it loads for a CPU, at length and as an error, that the machine prefers no gathers.
 # It can be hushed only before jax is imported; errors that matter come as exceptions.
-LOUD = "jax" in sys.modules and "TF_CPP_MIN_LOG_LEVEL" not in os.environ
+LOUD = "jax" in sys.modules and os.environ.get("TF_CPP_MIN_LOG_LEVEL") != "3"  # jax itself sets it to 1
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import jax  # noqa: E402

@@ -3,8 +3,9 @@
     manifest.json    settings, models, data, environment; written whole or not at all
     metrics.jsonl    one row per run and evaluated round; messages and bytes are totals since round 0
     rounds.jsonl     one row per run and round; messages and bytes are those of that round alone
-    checkpoints/     see `jaxdfl.checkpoint`
+    checkpoints/     see `jaxdfl.checkpoint`; a folder for each run
     summary.*, figures/    see `jaxdfl.report`
+    .lock            held by the process that writes
 
 `round` is the number of rounds completed, so 0 is before training. A row is strict JSON on one line with its keys in
 the order given; a number that is not finite is written as null, since JSON has no word for it.
@@ -17,11 +18,12 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+from filelock import FileLock, Timeout
 
 from jaxdfl import __version__
 
@@ -29,38 +31,53 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers"
 WRITTEN = (
     "metrics.jsonl", "rounds.jsonl", "summary.csv", "summary.md", "study.md", "figures", "checkpoints", "manifest.json",
 )  # fmt: skip
+ROWS = ("metrics.jsonl", "rounds.jsonl")
+IDENTITY = ("method", "topology", "seed", "learning_rate")  # what tells a run's rows from another's; the last may lack
+LOCK = ".lock"
 
 
 class RunFolder:
-    """A folder that one run may write to.
+    """A folder that one run may write to, and one process at a time.
+
+    With `resume`, a folder that holds a run of ours stays as it is, and `resumed` is true.
 
     Raises:
-        ValueError: the folder holds something and `overwrite` is off; or `overwrite` is on, and the folder holds files
-            but no manifest of ours, so that it may be the wrong folder. Overwriting removes what a run wrote
-            (`WRITTEN`), and nothing else.
+        ValueError: the folder holds something, and neither `overwrite` nor `resume` is on; or one is on, and the folder
+            holds files but no manifest of ours, so that it may be the wrong folder; or another process writes to it.
+            Overwriting removes what a run wrote (`WRITTEN`), and nothing else.
     """
 
-    def __init__(self, path: str | os.PathLike[str], overwrite: bool = False):
-        self.path = self.check(path, overwrite)
-        if self.path.exists():
+    def __init__(self, path: str | os.PathLike[str], overwrite: bool = False, resume: bool = False):
+        self.path = self.check(path, overwrite, resume)
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = _locked(self.path)
+        self.check(path, overwrite, resume)  # since another process may have come and gone before the lock was ours
+        self.resumed = resume and _is_ours(self.path / "manifest.json")
+        if not self.resumed:
             for name in WRITTEN:  # the manifest last: until then the folder is recognised
                 _remove(self.path / name)
-        self.path.mkdir(parents=True, exist_ok=True)
 
     @staticmethod
-    def check(path: str | os.PathLike[str], overwrite: bool = False) -> Path:
+    def check(path: str | os.PathLike[str], overwrite: bool = False, resume: bool = False) -> Path:
         """The path, if a run may write there; refuses as the constructor does, and changes nothing."""
         path = Path(path)
         if path.exists() and not path.is_dir():
             raise ValueError(f"{path} is a file; name a folder for the run.")
-        if path.exists() and any(path.iterdir()):
-            if not overwrite:
-                raise ValueError(f"{path} is not empty; name another folder, or replace its run with --overwrite.")
+        if path.exists() and any(each.name != LOCK for each in path.iterdir()):
+            if not (overwrite or resume):
+                raise ValueError(
+                    f"{path} is not empty; name another folder, go on with its run (--resume), or replace it "
+                    "(--overwrite)."
+                )
             if not _is_ours(path / "manifest.json"):
                 raise ValueError(
                     f"{path} holds files but no manifest.json of jaxdfl; empty it by hand, if it is right."
                 )
         return path
+
+    def close(self) -> None:
+        """Lets other processes write here."""
+        self._lock.release(force=True)
 
     @property
     def checkpoints(self) -> Path:
@@ -69,10 +86,8 @@ class RunFolder:
 
     def write_manifest(self, manifest: Mapping[str, Any]) -> None:
         """Writes (or replaces, at one stroke) manifest.json, led by the version of jaxdfl."""
-        text = json.dumps(_strict({"jaxdfl": __version__, **manifest}), indent=2, ensure_ascii=False, allow_nan=False)
-        unfinished = self.path / "manifest.json.unfinished"
-        unfinished.write_text(text + "\n", encoding="utf-8")
-        os.replace(unfinished, self.path / "manifest.json")
+        text = json.dumps(strict({"jaxdfl": __version__, **manifest}), indent=2, ensure_ascii=False, allow_nan=False)
+        _replace(self.path / "manifest.json", text + "\n")
 
     def log_metrics(self, row: Mapping[str, Any]) -> None:
         """Appends a row to metrics.jsonl; on the disk when this returns."""
@@ -82,9 +97,29 @@ class RunFolder:
         """Appends a row to rounds.jsonl; on the disk when this returns."""
         self._append("rounds.jsonl", row)
 
+    def rows(self, name: str, run: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The rows of one run in one of the files; none where there is no file."""
+        rows = read_rows(self.path / name, torn=True) if (self.path / name).exists() else []
+        return of_run(rows, run)
+
+    def sync(self) -> None:
+        """Returns when the rows would outlive a loss of power."""
+        for name in ROWS:
+            if (self.path / name).exists():
+                with open(self.path / name, "rb+") as file:
+                    os.fsync(file.fileno())
+
+    def keep_rows(self, wanted: Callable[[Mapping[str, Any]], bool]) -> None:
+        """Drops all other rows from both files, each at one stroke, and with them a last line that was cut off."""
+        for name in ROWS:
+            lines = list(_lines(self.path / name)) if (self.path / name).exists() else []
+            kept = "".join(line for line, row in lines if row is not None and wanted(row))
+            if kept != "".join(line for line, _ in lines):
+                _replace(self.path / name, kept)
+
     def _append(self, name: str, row: Mapping[str, Any]) -> None:
         with open(self.path / name, "a", encoding="utf-8") as file:  # opened for each row, so each is flushed
-            file.write(json.dumps(_strict(row), ensure_ascii=False, allow_nan=False) + "\n")
+            file.write(json.dumps(strict(row), ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
@@ -101,25 +136,50 @@ def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def read_rows(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+def read_rows(path: str | os.PathLike[str], *, torn: bool = False) -> list[dict[str, Any]]:
     """The rows of a .jsonl file, in the order written; null comes back as None.
 
+    With `torn`, a last line that was cut off, as when a run was killed while writing, is left out.
+
     Raises:
-        ValueError: there is no such file, or a line is no JSON object (as when a run was killed while writing).
+        ValueError: there is no such file, or a line is no JSON object.
     """
     if not Path(path).is_file():
         raise ValueError(f"{path} does not exist; the run has written no such rows.")
-    rows = []
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
-                row = None
-            if not isinstance(row, dict):
-                raise ValueError(f"{path}, line {number}: {line.strip()[:60]!r} is no JSON object; delete the line.")
-            rows.append(row)
-    return rows
+    lines = list(_lines(Path(path)))
+    if lines and lines[-1][1] is None and not torn:
+        raise ValueError(_broken(path, len(lines), lines[-1][0]))
+    return [row for _, row in lines if row is not None]
+
+
+def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any] | None]]:
+    """Lines, ended by a newline each, and their rows; None for a last line that is none.
+
+    Raises:
+        ValueError: a line before the last is no row, which no interruption explains.
+    """
+    lines = path.read_text(encoding="utf-8", errors="replace").removesuffix("\n").split("\n")
+    if lines == [""]:
+        return
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict):
+            if number < len(lines):
+                raise ValueError(_broken(path, number, line))
+            row = None
+        yield line + "\n", row
+
+
+def _broken(path: str | os.PathLike[str], number: int, line: str) -> str:
+    return f"{path}, line {number}: {line.strip()[:60]!r} is no JSON object; delete the line."
+
+
+def of_run(rows: Iterable[dict[str, Any]], run: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Those of one run; `run` may be a row of it, or its entry in the manifest."""
+    return [row for row in rows if all(row.get(key) == run.get(key) for key in IDENTITY)]
 
 
 def at_rate(run: Mapping[str, Any]) -> str:
@@ -143,14 +203,14 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _strict(value: Any) -> Any:
+def strict(value: Any) -> Any:
     """The value in JSON's own types: arrays as lists or numbers, paths as text, what is not finite as null."""
     if isinstance(value, Mapping):
-        return {str(key): _strict(each) for key, each in value.items()}
+        return {str(key): strict(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_strict(each) for each in value]
+        return [strict(each) for each in value]
     if hasattr(value, "tolist"):  # NumPy and JAX arrays and scalars
-        return _strict(value.tolist())
+        return strict(value.tolist())
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     return None if isinstance(value, float) and not math.isfinite(value) else value
@@ -161,6 +221,34 @@ def _is_ours(manifest: Path) -> bool:
         return "jaxdfl" in json.loads(manifest.read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError):
         return False
+
+
+def _locked(folder: Path) -> FileLock:
+    """Holds the folder's lock until it is released, or the process ends in whatever way.
+
+    Raises:
+        ValueError: another process holds it.
+    """
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise ValueError(
+            f"{folder} is in use: another process writes to it; wait for it, or name another folder."
+        ) from None
+    except NotImplementedError:  # a file system without locks: nothing is lost but this protection
+        pass
+    return lock
+
+
+def _replace(path: Path, text: str) -> None:
+    """Writes the file at one stroke, so that it is never seen half written."""
+    unfinished = path.with_name(path.name + ".unfinished")
+    with open(unfinished, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(unfinished, path)
 
 
 def _remove(path: Path) -> None:

@@ -192,7 +192,12 @@ def test_a_sweep_stops_where_a_point_is_refused(tmp_path, capsys):
 
 def test_run_is_the_same_as_an_experiment_and_says_so_in_its_manifest(tmp_path, monkeypatch):
     commands = []
-    monkeypatch.setattr(experiment, "execute", lambda prepared, command: commands.append(command))
+
+    def execute(prepared, manifest):
+        commands.append(manifest["command"])
+        return 0
+
+    monkeypatch.setattr(experiment, "execute", execute)
     asked = ["--preset", "bilinear", "--seeds", "0", "--clients", "3", "--out", str(tmp_path / "run")]
     assert main(["run", *asked]) == 0
     assert commands == [["jaxdfl", "run", *asked]]

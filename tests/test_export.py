@@ -122,7 +122,7 @@ def test_what_is_not_in_the_run_is_refused(run, tmp_path, asked, words):
 def test_other_weights_than_the_runs_are_refused(run, tmp_path):
     manifest = read_manifest(run)
     manifest["model"]["sha256"] = {"model.safetensors": "0" * 64}
-    (tmp_path / "run" / "checkpoints" / "000-x").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoints" / "000-x" / "round-000004").mkdir(parents=True)
     (tmp_path / "run" / "manifest.json").write_text(json.dumps(manifest))
     assert "are not the weights of the run" in refusal(lambda: export(tmp_path / "run", tmp_path / "a", run=0))
 

@@ -68,7 +68,7 @@ def swept(cases, every=4, devices=None, **options):
     stops = {}
     states = sweep(
         advance(**options), cases, EXAMPLES, rounds=ROUNDS, every=every,
-        stop=lambda number, at: stops.setdefault(number, []).append(at), devices=devices,
+        stop=lambda at: [stops.setdefault(number, []).append(each) for number, each in enumerate(at)], devices=devices,
     )  # fmt: skip
     infos = [
         {name: np.concatenate([at.infos[name] for at in stops[number][1:]]) for name in stops[number][-1].infos}

@@ -57,7 +57,7 @@ def test_manifest_comes_back_led_by_the_version_and_leaves_no_temporary_file(tmp
     manifest = read_manifest(tmp_path)
     assert next(iter(manifest)) == "jaxdfl"
     assert manifest["settings"] == {"rounds": 4, "folder": str(tmp_path / "x")}
-    assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
+    assert {path.name for path in tmp_path.iterdir()} == {"manifest.json", ".lock"}
 
 
 def test_a_manifest_that_cannot_be_written_leaves_the_old_one(tmp_path):
@@ -94,8 +94,37 @@ def test_overwrite_removes_what_a_run_wrote_and_nothing_else(tmp_path):
     (tmp_path / "figures").mkdir()
     (tmp_path / "figures" / "accuracy.png").touch()
     (tmp_path / "notes.txt").touch()
+    folder.close()
     RunFolder(tmp_path, overwrite=True)
-    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+    assert {path.name for path in tmp_path.iterdir()} == {"notes.txt", ".lock"}
+
+
+def test_one_process_writes_at_a_time(tmp_path):
+    folder = RunFolder(tmp_path)
+    with pytest.raises(ValueError, match=f"{tmp_path} is in use: another process"):
+        RunFolder(tmp_path)
+    folder.close()
+    RunFolder(tmp_path)
+
+
+def test_rows_are_kept_by_run_and_round_and_a_torn_line_goes(tmp_path):
+    folder = RunFolder(tmp_path)
+    for seed in (0, 1):
+        for round in (1, 2):
+            folder.log_round({**ROW, "seed": seed, "round": round, "note": "\u2028 is no end of a line"})
+    with open(tmp_path / "rounds.jsonl", "a") as file:
+        file.write('{"method": "tad_lo')
+    folder.keep_rows(lambda row: row["seed"] == 0 or row["round"] < 2)
+    assert [(row["seed"], row["round"]) for row in read_rows(tmp_path / "rounds.jsonl")] == [(0, 1), (0, 2), (1, 1)]
+    assert [row["round"] for row in folder.rows("rounds.jsonl", {**ROW, "seed": 1})] == [1]
+
+
+def test_a_line_that_no_interruption_explains_is_never_dropped(tmp_path):
+    folder = RunFolder(tmp_path)
+    (tmp_path / "rounds.jsonl").write_text('{"round": 1, "lo\n{"round": 2}\n')
+    with pytest.raises(ValueError, match=r"rounds\.jsonl, line 1"):
+        folder.keep_rows(lambda row: True)
+    assert (tmp_path / "rounds.jsonl").read_text() == '{"round": 1, "lo\n{"round": 2}\n'
 
 
 @pytest.mark.parametrize("manifest", [None, "{}", "[]", "not json", "3"])

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from jaxdfl import __version__
+from jaxdfl.refusal import refuse
 from jaxdfl.spelling import did_you_mean
 
 COMMANDS = {  # name -> what it is for; its module is imported when it is called
@@ -17,6 +18,7 @@ COMMANDS = {  # name -> what it is for; its module is imported when it is called
     "topology": "what a network is like: spectrum, period T*, connectivity, a picture",
     "methods": "all methods and wrappers, with paper and file",
     "export": "an adapter of a finished run -> a PEFT folder",
+    "replay": "a run folder once more: do the same numbers come out?",
     "doctor": "is this machine's arithmetic right?",
 }
 EXAMPLES = """\
@@ -40,12 +42,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         return refuse(f"unknown command {name!r}.{did_you_mean(name, COMMANDS)} Known: {', '.join(COMMANDS)}.")
     return import_module(f"jaxdfl.commands.{name}").main(rest)
-
-
-def refuse(error: Exception | str) -> int:
-    """Says in one line why nothing was done; the exit code for that."""
-    print("error: " + " ".join(str(error).split()), file=sys.stderr)
-    return 2
 
 
 def _help() -> str:

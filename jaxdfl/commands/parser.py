@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from jaxdfl.commands import refuse
+from jaxdfl.refusal import refuse
 from jaxdfl.spelling import did_you_mean
 
 

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_origin, get_type_hints
 
 from jaxdfl import experiment
-from jaxdfl.commands import refuse
 from jaxdfl.console import OUT
+from jaxdfl.execution import NOT_FINITE
 from jaxdfl.presets import PRESETS
+from jaxdfl.refusal import refuse
 from jaxdfl.settings import Settings, parse
 
 ABOUT = """\
@@ -55,7 +56,8 @@ def main(argv: Sequence[str]) -> int:
     folders = [out / folder_name(grid.axes, point) for point in points]
     for number, (each, folder) in enumerate(zip(asked, folders, strict=True), start=1):
         OUT.print(f"[{number} of {len(points)}] {folder}", style="bold")
-        if code := experiment.main(PRESETS, [*each, "--out", str(folder)], command=("jaxdfl", "run")):
+        code = experiment.main(PRESETS, [*each, "--out", str(folder)], command=("jaxdfl", "run"))
+        if code not in (0, NOT_FINITE):
             return code
     path = join(out, grid.axes, points, folders)
     OUT.print(f"{len(points)} run folders and {path}", soft_wrap=True)

@@ -11,6 +11,7 @@ from zlib import crc32
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
@@ -68,6 +69,8 @@ def load(
         arrays = {path: _fresh(key, path, shapes[path], config.initializer_range) for path in fresh}
         for path, name in read.items():
             tensor = tensors[name][:]
+            if not np.isfinite(tensor).all():
+                raise ValueError(f"{folder.name}: {name} holds numbers that are not finite; take another checkpoint.")
             arrays[path] = jnp.asarray(tensor.T if path.endswith("/kernel") else tensor, shapes[path].dtype)
     hashes = {file.name: sha256(file) for file in files}
     known = next((KNOWN[digest] for digest in hashes.values() if digest in KNOWN), None)

@@ -60,14 +60,15 @@ def sweep(
     examples: Any,
     *,
     rounds: int,
-    every: int,
-    stop: Callable[[int, Stop], None],
+    every: int | Sequence[int],
+    stop: Callable[[Sequence[Stop]], None],
     devices: Sequence[Any] | None = None,
 ) -> list[SimState]:
     """Rounds `state.round` .. `rounds` of all cases, and the states they end with.
 
-    `stop` is called with each case's number, one after the other, at the start, after every `every` rounds, and at the
-    end. The results do not depend on `every`, nor on where an earlier call ended: a sweep may go on from saved states.
+    `stop` is called with what is known of each case, at the start, after every `every` rounds (of several numbers,
+    after the multiples of each), and at the end. The results do not depend on `every`, nor on where an earlier call
+    ended: a sweep may go on from saved states.
     The cases are dealt to the `devices` (None: all local ones), to as many as get equal shares; devices left over share
     their clients.
 
@@ -79,22 +80,23 @@ def sweep(
     if len(at := {int(case.state.round) for case in cases}) != 1:
         raise ValueError(f"`cases` must be at the same round, got {sorted(at)}.")
     done, states = at.pop(), [case.state for case in cases]
-    for number, state in enumerate(states):
-        stop(number, Stop(done, {}, state))
+    stop([Stop(done, {}, state) for state in states])
+    paces = (every,) if isinstance(every, int) else every
     clients = jax.tree.leaves(cases[0].state.blocks)[0].shape[0]
     mesh, method = mesh_of(len(cases), clients, devices or jax.local_devices()), code(cases[0].method)
     frozen = spread(mesh, together([case.frozen for case in cases]), FROZEN)
     state, examples = spread(mesh, stacked(states), STATE), spread(mesh, examples, EVERYWHERE)
     conditions = _conditions(cases, rounds)
     while done < rounds:
-        these = range(done, min(rounds, (done // every + 1) * every))
+        these = range(done, min(rounds, *((done // pace + 1) * pace for pace in paces)))
         plans = {each: each(these) for each in {case.plan for case in cases}}
         plan = np.stack([plans[case.plan] for case in cases], axis=1)
         state, infos = advance(method, mesh, frozen, state, examples, jnp.asarray(plan), conditions(these))
         infos, done = jax.device_get(infos), these.stop
         states = apart(state, len(cases))
-        for number, each in enumerate(states):
-            stop(number, Stop(done, {name: values[:, number] for name, values in infos.items()}, each))
+        stop(
+            [Stop(done, {name: values[:, n] for name, values in infos.items()}, each) for n, each in enumerate(states)]
+        )
     return states
 
 

@@ -114,8 +114,8 @@ def random_waypoint(request: Request, speed: float, radius: float) -> Topology:
 def file(request: Request) -> Topology:
     """A matrix [clients, clients], or a stack [rounds, clients, clients] that is cycled."""
     try:
-        values = np.load(request.spec, allow_pickle=False)
-    except (OSError, EOFError, ValueError) as error:
+        values = np.load(request.spec, mmap_mode="r", allow_pickle=False)  # of a huge shape, nothing is allocated
+    except (OSError, EOFError, ValueError, OverflowError) as error:
         raise ValueError(f"cannot read weights from {request.spec!r}: {error}.") from error
     values = validate(values, name=request.spec)
     if values.shape[-1] != request.clients:

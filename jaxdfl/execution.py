@@ -1,0 +1,143 @@
+"""Prepared runs, simulated and recorded: those that share a program together, from wherever they have got to."""
+
+from collections.abc import Callable, Sequence
+from contextlib import closing, suppress
+from functools import partial
+
+import jax
+import numpy as np
+
+from jaxdfl import checkpoint, console, report
+from jaxdfl.data.batches import plan
+from jaxdfl.data.partition import Partition
+from jaxdfl.interrupts import STOPPED, interruptible, say_stopping
+from jaxdfl.manifest import Manifest
+from jaxdfl.prepare import NOBODY, Prepared, Run
+from jaxdfl.problems import seed_keys
+from jaxdfl.protocol import Method
+from jaxdfl.resume import NEW, Keeper, point, run_folder, trim
+from jaxdfl.settings import Settings, make_optimizer
+from jaxdfl.simulate.finite import first_bad_round, trace
+from jaxdfl.simulate.program import Advance, code, make_advance
+from jaxdfl.simulate.rounds import measure
+from jaxdfl.simulate.sweep import Stop, sweep
+
+NOT_FINITE = 3  # exit code where all is done, but for runs that ended early on numbers that are not finite
+_measure = jax.jit(measure, static_argnums=0)
+
+
+class _Enough(Exception):
+    """Ends a sweep: a signal asked for it, and all is saved; or no run is left that has numbers."""
+
+
+def execute(prepared: Prepared, manifest: Manifest) -> int:
+    """Simulates every run, or what is left of it, records it in the run folder, and prints the table.
+
+    Returns 0, `NOT_FINITE`, or `STOPPED` where a signal asked for it.
+
+    Raises:
+        OSError: a row cannot be written. Those before it stay.
+    """
+    settings, folder = prepared.settings, prepared.folder
+    console.show_setup(manifest)
+    advance = make_advance(
+        prepared.problem.loss, make_optimizer(settings), moments=settings.moments, clip=settings.clip,
+        chunk=settings.client_chunk or prepared.problem.chunk,
+    )  # fmt: skip
+    with (
+        closing(folder),
+        console.progress(len(prepared.runs) * settings.rounds) as moved,
+        console.compile_time() as compiled,
+        interruptible(say_stopping) as asked,
+    ):
+        for group in dict.fromkeys(run["group"] for run in manifest["runs"]):
+            if not asked():
+                numbers = [number for number, run in enumerate(manifest["runs"]) if run["group"] == group]
+                _simulate(prepared, manifest, numbers, advance, moved, asked)
+        if (folder.path / "metrics.jsonl").exists():
+            console.show_summary(report.summarize(folder.path), folder.path, compiled())
+        return STOPPED if asked() else NOT_FINITE if manifest["stopped"] else 0
+
+
+def _simulate(
+    prepared: Prepared,
+    manifest: Manifest,
+    numbers: Sequence[int],
+    advance: Advance,
+    moved: Callable[[str, int], None],
+    asked: Callable[[], bool],
+) -> None:
+    """Runs that share a program, all at once. `numbers` are their places among all runs."""
+    settings, problem, folder = prepared.settings, prepared.problem, prepared.folder
+    runs = [prepared.runs[number] for number in numbers]
+    places = [run_folder(folder, number, run.identity) for number, run in zip(numbers, runs, strict=True)]
+    ended = {place for place, run in enumerate(runs) if _ended(manifest, run)}
+    at = NEW
+    if folder.resumed:
+        at = point(folder, [(p, run.identity) for p, run in zip(places, runs, strict=True)], ended, settings)
+        trim(folder, [run.identity for run in runs], places, at)
+    records = [console.Recorder(folder, run.identity, moved, len(runs)) for run in runs]
+    if at == settings.rounds:
+        return
+
+    given = [(run.seed, run.topology == NOBODY) for run in runs]
+    starts = {key: prepared.seeded(run) for key, run in dict(zip(given, runs, strict=True)).items()}
+    plans = {key: partial(_plan, settings, key[0], start.parts) for key, start in starts.items()}
+    cases = [prepared.case(run, starts[key], plans[key]) for run, key in zip(runs, given, strict=True)]
+    starts = {key: start._replace(base={}) for key, start in starts.items()}  # W0 has served, and is large
+    if at != NEW:
+        cases = [
+            case._replace(state=checkpoint.restore(checkpoint.round_folder(place, at), case.state))
+            for case, place in zip(cases, places, strict=True)
+        ]
+    keep, good = Keeper(settings, places), [case.state for case in cases]  # states that are good, at the last stop
+
+    def end(number: int, stop: Stop, bad_round: int) -> None:
+        found = trace(advance, cases[number]._replace(state=good[number]), problem.examples, bad_round)
+        keep.last_good(number, found.good)
+        console.warn(f"{records[number].name} ends: {found.words}.")
+        manifest["stopped"].append({**runs[number].identity, "round": found.round, "why": found.words})
+        folder.write_manifest(manifest)
+        rows = bad_round - 1 - (stop.round - len(stop.infos["loss"]))  # of rounds before it
+        infos = {name: values[:rows] for name, values in stop.infos.items()}
+        records[number](Stop(bad_round - 1, infos, found.good), None)
+        ended.add(number)
+
+    def at_stop(stops: Sequence[Stop]) -> None:
+        round = stops[0].round
+        if round == at:
+            return  # all that is known has been written
+        for number, stop in enumerate(stops):
+            bad_round = first_bad_round(stop)
+            if number not in ended and bad_round is not None:
+                end(number, stop, bad_round)
+            if number not in ended:
+                good[number], method = stop.state, code(cases[number].method)
+                evaluated = round % settings.eval_every == 0 or round == settings.rounds
+                scores = problem.scores(starts[given[number]], method, stop.state) if evaluated else None
+                records[number](stop, scores and {**scores, **_measured(method, stop)})
+        stopping = asked()
+        if round > 0:
+            folder.sync()
+            keep(round, [stop.state for stop in stops], now=stopping)
+        if stopping or len(ended) == len(runs):
+            raise _Enough
+
+    paces = [pace for pace in (settings.eval_every, settings.checkpoint_every) if pace]
+    with suppress(_Enough):
+        sweep(advance, cases, problem.examples, rounds=settings.rounds, every=paces, stop=at_stop)
+
+
+def _ended(manifest: Manifest, run: Run) -> bool:
+    """Whether the run has ended early, on numbers that are not finite."""
+    return any(run.identity.items() <= each.items() for each in manifest["stopped"])
+
+
+def _plan(settings: Settings, seed: int, parts: Partition, rounds: range) -> np.ndarray:
+    return plan(seed_keys(seed).batches, parts, rounds, settings.local_steps, settings.batch_size)
+
+
+def _measured(method: Method, stop: Stop) -> dict[str, float]:
+    """The diagnostics of the state; the last round's, where there was one."""
+    found = {name: values[-1] for name, values in stop.infos.items()} or _measure(method, stop.state)
+    return {name: float(found[name]) for name in console.DIAGNOSTICS}

@@ -1,0 +1,105 @@
+"""manifest.json: what was run, on what, with what; written before the first round."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdfl.data.batches import plan
+from jaxdfl.prepare import Prepared
+from jaxdfl.problems import seed_keys
+from jaxdfl.resume import require_same
+from jaxdfl.settings import from_manifest
+from jaxdfl.simulate.rounds import round_keys
+from jaxdfl.topology.spectrum import recommended_period
+from jaxdfl.trackers import ROWS, environment, read_manifest, strict
+
+Manifest = dict[str, Any]
+HASHED_ROUNDS = 10
+
+
+def begin(prepared: Prepared, command: Sequence[str]) -> Manifest:
+    """Writes the manifest of the runs; where they are gone on with, the one that is there, with a line about it.
+
+    Raises:
+        ValueError: the runs in the folder are not these; nothing is changed then.
+    """
+    folder = prepared.folder
+    now = json.loads(json.dumps(strict(_describe(prepared, command))))  # as it comes back from the file
+    if folder.resumed:
+        manifest = read_manifest(folder.path)
+        from_manifest(manifest)
+        require_same(manifest, now)
+        for name in ROWS:
+            folder.rows(name, {})  # which refuses broken ones
+        manifest["resumed"] = [
+            *manifest.get("resumed", []),
+            {"command": now["command"], "environment": now["environment"]},
+        ]
+    else:
+        groups = {run: number for number, runs in enumerate(prepared.groups()) for run in runs}
+        manifest = now
+        for run, entry in zip(prepared.runs, manifest["runs"], strict=True):
+            entry["group"] = groups[run]
+    folder.write_manifest(manifest)
+    return manifest
+
+
+def _describe(prepared: Prepared, command: Sequence[str]) -> Manifest:
+    return {
+        "command": list(command),
+        "settings": dataclasses.asdict(prepared.settings),
+        "model": prepared.problem.model,
+        "data": prepared.problem.data,
+        "partitions": prepared.problem.partitions,
+        "topologies": {
+            spec: {**found._asdict(), "recommended_period": _recommended(found.rho)}
+            for spec, found in prepared.spectra.items()
+        },
+        "runs": [{**run.identity, "period": prepared.periods[run]} for run in prepared.runs],
+        "streams": _streams(prepared),
+        "stopped": [],
+        "environment": environment(),
+    }
+
+
+def _streams(prepared: Prepared) -> dict[str, dict[str, str]]:
+    """SHA-256 of what is drawn for the first rounds: the examples of all batches, and the mixing weights."""
+    settings = prepared.settings
+    first = range(min(settings.rounds, settings.eval_every, HASHED_ROUNDS))
+
+    def batches(seed: int) -> str:
+        parts = prepared.problem.seeded(seed).parts
+        return _sha256(plan(seed_keys(seed).batches, parts, first, settings.local_steps, settings.batch_size))
+
+    def weights(topology: str, seed: int) -> str:
+        network, key = prepared.topologies[topology].network, seed_keys(seed).rounds
+        return _sha256(*(network.weights(round_keys(key, round).network, round) for round in map(jnp.int32, first)))
+
+    return {
+        "batches": {f"seed {seed}": batches(seed) for seed in settings.seeds},
+        "weights": {
+            f"{topology}, seed {seed}": weights(topology, seed)
+            for topology in prepared.topologies
+            for seed in settings.seeds
+        },
+    }
+
+
+def _sha256(*arrays: Any) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def _recommended(rho: float) -> int | None:
+    """TAD-LoRA's period on such a network; None where the network never mixes."""
+    try:
+        return recommended_period(rho)
+    except ValueError:
+        return None

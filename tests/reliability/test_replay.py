@@ -1,0 +1,80 @@
+"""A run folder can be run again, and the first number that does not come out the same is named."""
+
+import json
+import shutil
+
+import pytest
+
+from jaxdfl import experiment
+from jaxdfl.commands import main
+from jaxdfl.presets import BILINEAR, named
+from jaxdfl.trackers import read_manifest
+
+SMALL = ["--rounds", "4", "--eval-every", "2", "--clients", "3", "--seeds", "0", "1", "--checkpoints"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "run"
+    assert experiment.main(named(BILINEAR), [*SMALL, "--out", str(out)]) == 0
+    return out
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def said(capsys):
+    return capsys.readouterr().out.splitlines()[-1]
+
+
+def test_the_same_run_is_identical_and_is_only_read(run, capsys):
+    before = contents(run)
+    assert main(["replay", str(run)]) == 0
+    assert said(capsys) == "identical"
+    assert contents(run) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value", "words"),
+    [
+        (
+            "rounds.jsonl",
+            "loss",
+            1.5,
+            "rounds.jsonl: method=dec_lora topology=erdos_renyi:0.1 seed=0 round=2: loss was 1.5, is",
+        ),
+        (
+            "metrics.jsonl",
+            "bytes",
+            7,
+            "metrics.jsonl: method=tad_lora topology=erdos_renyi:0.1 seed=0 round=0: bytes was 7, is 0",
+        ),
+        ("metrics.jsonl", "seconds", 1e9, "identical"),
+    ],
+)
+def test_a_number_that_differs_is_named(run, tmp_path, capsys, name, key, value, words):
+    shutil.copytree(run, tmp_path / "run")
+    rows = [json.loads(line) for line in (tmp_path / "run" / name).read_text().splitlines()]
+    rows[1][key] = value
+    (tmp_path / "run" / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["replay", str(tmp_path / "run"), "--to", str(tmp_path / "again")]) == (words != "identical")
+    assert words in said(capsys)
+    assert (tmp_path / "again" / "metrics.jsonl").exists()
+
+
+def test_another_stream_of_batches_is_named_and_so_is_another_environment(run, tmp_path, capsys):
+    shutil.copytree(run, tmp_path / "run")
+    manifest = read_manifest(run)
+    manifest["streams"]["batches"]["seed 1"] = "0" * 64
+    manifest["environment"]["packages"]["jax"] = "0.0.1"
+    (tmp_path / "run" / "manifest.json").write_text(json.dumps(manifest))
+    assert main(["replay", str(tmp_path / "run")]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].startswith("different: manifest.json: streams.batches.seed 1 was '000")
+    assert any(line.startswith("environment: packages.jax was '0.0.1', is ") for line in lines)
+
+
+def test_what_is_no_run_folder_is_refused_in_one_line(tmp_path, capsys):
+    assert main(["replay", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
