@@ -142,7 +142,7 @@ def test_every_optimizer_steps_against_the_gradient_at_the_learning_rate_asked_f
 
 @pytest.mark.parametrize("settings", [BASE, OTHER])
 def test_settings_come_back_from_the_json_of_a_manifest(settings):
-    assert from_manifest(json.loads(json.dumps(dataclasses.asdict(settings)))) == settings
+    assert from_manifest(json.loads(json.dumps({"settings": dataclasses.asdict(settings)}))) == settings
 
 
 @pytest.mark.parametrize(
@@ -154,13 +154,13 @@ def test_settings_come_back_from_the_json_of_a_manifest(settings):
 )
 def test_a_manifest_with_settings_unknown_or_out_of_range_is_refused(changes, words):
     with pytest.raises(ValueError, match=words):
-        from_manifest({**dataclasses.asdict(BASE), **changes})
+        from_manifest({"settings": json.loads(json.dumps({**dataclasses.asdict(BASE), **changes}))})
 
 
 def test_a_manifest_that_lacks_settings_is_refused_with_their_names():
     kept = {name: value for name, value in dataclasses.asdict(BASE).items() if name not in ("rank", "alpha")}
     with pytest.raises(ValueError, match="`settings` of the manifest lacks rank, alpha"):
-        from_manifest(kept)
+        from_manifest({"settings": kept})
 
 
 # The presets of the experiments
