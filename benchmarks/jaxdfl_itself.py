@@ -21,6 +21,7 @@ from jaxdfl.data.examples import Examples
 from jaxdfl.data.packing import place
 from jaxdfl.execution import execute
 from jaxdfl.manifest import begin
+from jaxdfl.metrics import Columns
 from jaxdfl.prepare import prepare
 from jaxdfl.problems import Problem
 from jaxdfl.problems.backbone import portions
@@ -61,7 +62,7 @@ def _watched(problem: Problem, turn: Turn, traced: list[Any]) -> Problem:
         traced.append(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arguments))
         return problem.loss(*arguments)
 
-    def scores(start: Any, method: Any, state: Any) -> dict[str, float]:
+    def scores(start: Any, method: Any, state: Any) -> Columns:
         jax.block_until_ready(state)
         turn.stop()
         found = problem.scores(start, method, state)

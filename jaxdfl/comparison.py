@@ -16,15 +16,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxdfl.report import Score, Summary, summary_of
+from jaxdfl.settings import FREE_ON_RESUME
 from jaxdfl.statistics import Interval, Signs, differences, interval, signs
 from jaxdfl.trackers import at_rate, read_manifest, read_rows
 
 Row = Mapping[str, Any]
 AXES = ("methods", "topologies", "seeds", "learning_rate")
-NO_MATTER = (  # for the result
-    "preset", "out", "overwrite", "checkpoints", "sweep", "runs_at_once", "cpu_devices", "compilation_cache",
-    "client_chunk", "eval_every", "remat",
-)  # fmt: skip
+NO_MATTER = (*FREE_ON_RESUME, "preset", "eval_every", "remat")  # for the result
 
 
 class Compared(NamedTuple):
@@ -142,7 +140,7 @@ def _rows(paths: Sequence[Path], manifests: Sequence[dict[str, Any]], name: str)
     return [
         row
         for path, manifest in zip(paths, manifests, strict=True)
-        for row in _named_rates(read_rows(path / name), manifest, manifests)
+        for row in _named_rates(read_rows(path / name, torn=True), manifest, manifests)
     ]
 
 

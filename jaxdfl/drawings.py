@@ -3,7 +3,7 @@
 Drawn on Matplotlib's Agg canvas through its object interface, as `jaxdfl.figures` does.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import networkx as nx
@@ -69,6 +69,26 @@ def holdings(counts: Sequence[Sequence[int]], labels: Sequence[str]) -> Figure:
     axes.set_xlabel("client", fontsize=9)
     axes.tick_params(labelsize=8)
     made.colorbar(image, ax=axes, label="examples").ax.tick_params(labelsize=8)
+    return made
+
+
+def scores(panels: Mapping[str, Mapping[str, Sequence[float]]], label: str, unit: int = 1) -> Figure:
+    """A heat map for each topology: methods down, clients across, one scale for all."""
+    methods = max(map(len, panels.values()))
+    height = (0.75 + 0.3 * methods) * len(panels) + 0.3
+    made = Figure(figsize=(7.2, height), dpi=160, layout="constrained")
+    tables = {topology: unit * np.array(list(found.values()), float) for topology, found in panels.items()}
+    every = np.concatenate([table.ravel() for table in tables.values()])
+    scale = {"vmin": np.nanmin(every), "vmax": np.nanmax(every)}
+    several = made.subplots(len(panels), 1, squeeze=False)[:, 0]
+    for axes, (topology, table) in zip(several, tables.items(), strict=True):
+        image = axes.imshow(table, cmap="cividis", aspect="auto", **scale)
+        axes.set_title(topology, fontsize=10)
+        axes.set_yticks(range(len(table)), list(panels[topology]), fontsize=8)
+        axes.set_xticks(range(0, table.shape[1], 1 + table.shape[1] // 20))
+        axes.tick_params(labelsize=8)
+    several[-1].set_xlabel("client", fontsize=9)
+    made.colorbar(image, ax=several.tolist(), label=label).ax.tick_params(labelsize=8)
     return made
 
 

@@ -54,12 +54,13 @@ def export(
         ValueError, OSError: what is missing or does not fit, in one line; nothing has been written.
     """
     chosen = _choose(Path(folder), run)
-    adapter, model_type = _adapter(Path(folder), chosen, client)
+    saved, rounds = _checkpoint(Path(folder), chosen.number)
+    adapter, model_type = _adapter(saved, chosen, client)
     settings, model = chosen.settings, chosen.manifest["model"]
     about, rank = ABOUT.get(client, f"client {client}"), next(iter(adapter.a.values())).shape[0]
     base = next((KNOWN[digest].hub for digest in model["sha256"].values() if digest in KNOWN), model["name"])
     text = card(
-        chosen.manifest, chosen.run, _last_row(Path(folder), chosen), about=about, base=base, rank=rank,
+        chosen.manifest, chosen.run, _row(Path(folder), chosen, rounds), about=about, base=base, rank=rank,
         layers=len(adapter.a),
     )  # fmt: skip
     peft.write(
@@ -82,13 +83,12 @@ def _choose(folder: Path, number: int | None) -> Chosen:
     return Chosen(number or 0, runs[number or 0], settings, manifest)
 
 
-def _adapter(folder: Path, chosen: Chosen, client: str) -> tuple[PerBlock, str]:
-    """One client's blocks with the whole head, and the family of the model."""
+def _adapter(saved: Path, chosen: Chosen, client: str) -> tuple[PerBlock, str]:
+    """One client's blocks in the checkpoint `saved` with the whole head, and the family of the model."""
     settings, run, manifest = chosen.settings, chosen.run, chosen.manifest
     clients = 1 if methods.parse(run["method"]).name in POOLED else settings.clients
     if client not in AVERAGES and not (client.isdecimal() and int(client) < clients):
         raise ValueError(f"`--client` must be {', '.join(AVERAGES)} or a number below {clients}, got {client!r}.")
-    saved = _checkpoint(folder, chosen.number)
     model = backbone(settings, manifest["data"]["classes"], train_head=settings.head == "trained")
     if model.identity["sha256"] != manifest["model"]["sha256"]:
         raise ValueError(f"{settings.weights} are not the weights of the run: their hashes are not the manifest's.")
@@ -101,11 +101,11 @@ def _adapter(folder: Path, chosen: Chosen, client: str) -> tuple[PerBlock, str]:
     return one._replace(head={**peft.whole(classifier, model_type).head, **one.head}), model_type
 
 
-def _checkpoint(folder: Path, number: int) -> Path:
-    """Where the last state of a run lies."""
+def _checkpoint(folder: Path, number: int) -> tuple[Path, int]:
+    """Where the last state of a run lies, and how many rounds it has completed."""
     for run in (folder / "checkpoints").glob(f"{number:03d}-*"):
         if rounds := checkpoint.rounds_saved(run):
-            return checkpoint.round_folder(run, rounds[-1])
+            return checkpoint.round_folder(run, rounds[-1]), rounds[-1]
     raise ValueError(f"{folder} holds no checkpoint of run {number}; run it with --checkpoints.")
 
 
@@ -116,7 +116,7 @@ def _method(chosen: Chosen) -> Method:
     return methods.build(run["method"], rho=rho, learning_rate=rate, local_steps=settings.local_steps)
 
 
-def _last_row(folder: Path, chosen: Chosen) -> Mapping[str, Any]:
-    """What the run's last evaluation found."""
+def _row(folder: Path, chosen: Chosen, rounds: int) -> Mapping[str, Any]:
+    """What the run's last evaluation until then found."""
     mine = of_run(read_rows(folder / "metrics.jsonl", torn=True), chosen.run)
-    return max(mine, key=lambda row: row["round"]) if mine else {}
+    return max((row for row in mine if row["round"] <= rounds), key=lambda row: row["round"], default={})

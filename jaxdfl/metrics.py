@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 Scores = np.ndarray | np.float64  # the shape of the leading axes; of one matrix, one number
+Columns = dict[str, float | list[float]]  # of a metrics row: numbers, and a list of one for each client
 
 
 def accuracy(confusion: np.ndarray) -> Scores:

@@ -105,10 +105,7 @@ def read(folder: Path, like: PerBlock, *, model_type: str, scale: float) -> PerB
         expected = {name: each for name, each in expected.items() if not _in_head(model_type, each[0])}
     shapes = {name: x.shape[::-1] if path.endswith("/kernel") else x.shape for name, (path, x) in expected.items()}
     _require_fit(folder, shapes, {name: x.shape for name, x in found.items()})
-    arrays = {
-        path: jnp.asarray(found[name].T if path.endswith("/kernel") else found[name], jnp.float32)
-        for name, (path, _) in expected.items()
-    }
+    arrays = {path: found[name].T if path.endswith("/kernel") else found[name] for name, (path, _) in expected.items()}
     a, b = (
         {path: arrays[f"{path}/lora_{factor}"] for path in like.a} for factor in ("A", "B")
     )  # in the order of `like`
@@ -170,13 +167,13 @@ def _weights(folder: Path) -> Path:
     return path
 
 
-def _open(folder: Path, model_type: str) -> dict[str, np.ndarray]:
+def _open(folder: Path, model_type: str) -> dict[str, Array]:
     """The file's tensors by name, an encoder's own adapter under the name that a classifier's would have."""
     path = _weights(folder)
     try:
-        with safe_open(path, framework="np") as file:
-            tensors = {name: np.asarray(file.get_tensor(name), np.float32) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, TypeError) as error:
+        with safe_open(path, framework="flax") as file:  # NumPy has no bfloat16
+            tensors = {name: file.get_tensor(name).astype(jnp.float32) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
         raise ValueError(f"{folder.name}/{WEIGHTS} is damaged or cut off ({error}); copy it again.") from error
     for other in HEADS:
         if other != model_type and any(name.startswith(f"{PREFIX}{other}.") for name in tensors):

@@ -24,7 +24,7 @@ from jaxdfl.trackers import at_rate, read_manifest, read_rows
 
 Row = Mapping[str, Any]
 
-IDENTITY = ("method", "topology", "seed", "round", "learning_rate")  # of a row; every other key is a quantity
+IDENTITY = ("method", "topology", "seed", "round", "learning_rate")  # of a row; other keys are quantities, if numbers
 NAME = 24  # characters of a method on one line of a terminal
 FIRST_CHOICE = "dec_lora"  # baseline, where it was run
 FIGURES = {
@@ -152,7 +152,8 @@ def summary_of(manifest: dict[str, Any], rows: Sequence[Row], baseline: str | No
             if (topology, method) not in last:
                 continue
             runs, others = last[topology, method], last.get((topology, against[method]), {})
-            quantities = [key for key in next(iter(runs.values())) if key not in IDENTITY]
+            first = next(iter(runs.values()))
+            quantities = [key for key, value in first.items() if key not in IDENTITY and not isinstance(value, list)]
             shared = [seed for seed in runs if seed in others] if method != against[method] else []
             gains = [_number(runs[s], mean) - _number(others[s], mean) for s in shared]
             rounds = sorted({row["round"] for row in runs.values()})

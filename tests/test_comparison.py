@@ -43,6 +43,9 @@ def write(path, changes=(), **asked):
             manifest[key] = {**manifest[key], **value}
             manifest[key].pop(key, None)
     (path / "manifest.json").write_text(json.dumps(manifest))
+    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    rows = [{**row, "accuracy_clients": [row["accuracy_mean"]] * 5 + [None]} for row in rows]
+    (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
 
@@ -196,7 +199,7 @@ def report(tmp_path_factory):
 
 def test_a_report_holds_the_page_the_tables_and_every_figure_twice(report):
     names = ("intervals", "accuracy", "accuracy_by_bytes", "cross_term", "disagreement", "network_0", "network_1")
-    for name in (*names, "clients"):
+    for name in (*names, "clients", "holdings"):
         assert (report / "figures" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
         assert (report / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     assert (report / "tables.md").is_file()
@@ -209,8 +212,8 @@ def test_the_page_names_no_other_file_and_no_path(report):
     assert "@import" not in text
     assert not re.findall(r"url\((?!#)", text)
     assert str(report.parent) not in text
-    assert text.count("<svg") == 8
-    assert len(re.findall(r'<svg role="img" aria-label="[^"]+"', text)) == 8
+    assert text.count("<svg") == 9
+    assert len(re.findall(r'<svg role="img" aria-label="[^"]+"', text)) == 9
 
 
 def test_the_page_escapes_what_a_manifest_says(tmp_path):
@@ -270,6 +273,6 @@ def test_in_a_browser_a_click_sorts_figures_show_nothing_fails_and_nothing_is_fe
     assert list(map(float, falling)) == sorted(map(float, found["unsorted"]), reverse=True)
     assert rising == falling[::-1]
     assert names == sorted(names)
-    assert len(found["sizes"]) == 8
+    assert len(found["sizes"]) == 9
     assert all(size > 200 for size in found["sizes"])
     assert not found["wide"]  # the table scrolls within its own box

@@ -30,7 +30,7 @@ def run(preset, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def problem(run):
-    return text.problem(from_manifest(read_manifest(run)["settings"]))
+    return text.problem(from_manifest(read_manifest(run)))
 
 
 def last_row(run, method):

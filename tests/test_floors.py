@@ -27,8 +27,8 @@ BESIDE = {  # what a module may import on its own floor; all others import nothi
     "settings": {"startup"}, "studies": {"trackers", "figures"},
     "prepare": {"settings", "trackers", "problems"}, "console": {"report", "trackers"},
     "report": {"trackers", "figures"}, "card": {"trackers"},
-    "drawings": {"figures"}, "comparison": {"report", "trackers"}, "tables": {"comparison", "report"},
-    "page": {"comparison", "report", "tables", "drawings", "figures"},
+    "drawings": {"figures"}, "comparison": {"report", "trackers", "settings"}, "tables": {"comparison", "report"},
+    "page": {"comparison", "report", "tables", "drawings", "figures", "trackers"},
     "commands": set(FLOORS), "__main__": {"commands"},
     "export": {"checkpoint", "settings", "trackers", "problems", "card"},
 }  # fmt: skip

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors import flax
 from safetensors.numpy import load_file, save_file
 
 from jaxdfl import peft
@@ -112,6 +113,16 @@ def test_an_adapter_of_the_bare_encoder_fits_too(tmp_path):
     expected = read(tmp_path / "adapter")
     save_file(tensors, path)
     assert jax.tree.all(jax.tree.map(lambda x, y: bool((x == y).all()), read(tmp_path / "adapter"), expected))
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_an_adapter_in_half_precision_is_read_as_float32(tmp_path, dtype):
+    written(tmp_path / "adapter")
+    path, expected = tmp_path / "adapter" / peft.WEIGHTS, read(tmp_path / "adapter")
+    flax.save_file({name: jnp.asarray(x, dtype) for name, x in load_file(path).items()}, path)
+    for found, exact in zip(jax.tree.leaves(read(tmp_path / "adapter")), jax.tree.leaves(expected), strict=True):
+        assert found.dtype == jnp.float32
+        np.testing.assert_array_equal(found, exact.astype(dtype).astype(jnp.float32))
 
 
 def test_rank_stabilised_scale_is_understood(tmp_path):

@@ -46,7 +46,7 @@ def page(comparison: Comparison, curves: Sequence[Shown], networks: Sequence[Sho
         "Results": f'{_table(comparison)}<ul class="soft">{notes}</ul>',
         "Curves": f'<p class="soft">{BANDS}</p><div class="side">{_figures(curves)}</div>',
         "Networks": f'<div class="networks">{_figures(networks)}</div>',
-        "Clients": _figures(clients),
+        "Clients": f'<div class="side">{_figures(clients)}</div>',
         "Provenance": _provenance(comparison),
     }
     sections = {name: text for name, text in sections.items() if "<svg" in text or "<table" in text or "<dl" in text}

@@ -1,5 +1,6 @@
 """The files of a report: the page, the tables, and every figure as PDF and PNG."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from jaxdfl.page import Shown, page
 from jaxdfl.report import FIGURES, curves
 from jaxdfl.statistics import Interval
 from jaxdfl.topology import Spectrum, build
+from jaxdfl.trackers import at_rate
 
 FORMATS = ("pdf", "png")
 
@@ -71,10 +73,19 @@ def _networks(comparison: Comparison) -> Iterator[tuple[str, Shown]]:
 
 
 def _clients(comparison: Comparison) -> Iterator[tuple[str, Shown]]:
-    manifest = comparison.summary.manifest
-    labels = manifest["data"].get("labels")
-    for seed, counts in manifest.get("partitions", {}).items():
-        if counts and labels and len(counts[0]) == len(labels):
-            figure = drawings.holdings(counts, labels)
-            yield "clients", Shown(figure, f"Training examples of each label at each client, seed {seed}")
-            return  # one seed shows what the partition is like
+    """What each client scores, and what it holds; of one seed, since each seed deals the examples anew."""
+    manifest, score = comparison.summary.manifest, comparison.score
+    seed = comparison.metrics[0]["seed"]
+    panels: dict[str, dict[str, list[float]]] = {}
+    for row in sorted(comparison.metrics, key=lambda row: row["round"]):  # the last one stays
+        found = row.get(f"{score.name}_clients", [])
+        if row["seed"] == seed and len(found) == manifest["settings"]["clients"]:
+            values = [math.nan if value is None else value for value in found]
+            panels.setdefault(row["topology"], {})[at_rate(row)] = values
+    if panels:
+        figure = drawings.scores(panels, score.header(score.name), score.unit)
+        yield "clients", Shown(figure, f"{score.name} of every client at the end, seed {seed}")
+    counts, labels = manifest.get("partitions", {}).get(str(seed)), manifest["data"].get("labels")
+    if counts and labels and len(counts[0]) == len(labels):
+        figure = drawings.holdings(counts, labels)
+        yield "holdings", Shown(figure, f"Training examples of each label at each client, seed {seed}")

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxdfl.data.partition import Partition
+from jaxdfl.metrics import Columns
 from jaxdfl.protocol import Base, Method, PerBlock
 from jaxdfl.simulate.rounds import Loss, SimState
 
@@ -29,7 +30,7 @@ class Problem(NamedTuple):
     loss: Loss  # of one client, one batch
     examples: Any  # on the device, leaves [examples, ...]
     seeded: Callable[[int], Seeded]  # may be asked for a seed often; what no seed changes is one array in all of them
-    scores: Callable[[Seeded, Method, SimState], dict[str, float]]  # columns of a metrics row
+    scores: Callable[[Seeded, Method, SimState], Columns]  # of a metrics row
     chunk: int | None  # clients that train at a time, at most; None: all
     model: dict[str, Any]  # identities, for the manifest
     data: dict[str, Any]

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Key
 
 from jaxdfl.diagnostics import average, average_product
 from jaxdfl.lora import effective_kernel, init_factors
+from jaxdfl.metrics import Columns
 from jaxdfl.problems import Problem, Seeded, seed_keys
 from jaxdfl.protocol import PerBlock
 from jaxdfl.settings import Settings
@@ -161,7 +162,7 @@ def problem(settings: Settings) -> Problem:
 _errors = jax.jit(errors, static_argnums=1)
 
 
-def _scores(target: Array, scale: float, blocks: PerBlock) -> dict[str, float]:
+def _scores(target: Array, scale: float, blocks: PerBlock) -> Columns:
     of_clients = np.asarray(_errors(target, scale, blocks), np.float64)
     return {
         "error_mean": float(of_clients.mean()),
@@ -169,6 +170,7 @@ def _scores(target: Array, scale: float, blocks: PerBlock) -> dict[str, float]:
         "error_std": float(of_clients.std()),
         "error_average_model": float(_errors(target, scale, average(blocks))[0]),
         "error_average_product": float(_errors(target, scale, average_product(blocks))[0]),
+        "error_clients": of_clients.tolist(),
     }
 
 

@@ -11,7 +11,7 @@ from jaxdfl.data.examples import Examples
 from jaxdfl.data.multitask import Offsets, confusion_by_task
 from jaxdfl.data.packing import pack
 from jaxdfl.diagnostics import average, average_product
-from jaxdfl.metrics import over_clients, score
+from jaxdfl.metrics import Columns, over_clients, score
 from jaxdfl.mixing.expert_bank import Bank
 from jaxdfl.models.classifier import Logits
 from jaxdfl.problems import Seeded
@@ -27,7 +27,7 @@ Counts = np.ndarray  # confusion counts [..., classes, classes], true class firs
 
 def scoring(
     logits: Logits, examples: Any, validation: Examples, offsets: Offsets, metric: str | None, at_once: Portions
-) -> Callable[[Seeded, Method, SimState], dict[str, float]]:
+) -> Callable[[Seeded, Method, SimState], Columns]:
     """The columns of a metrics row, from a state.
 
     Of one task: its accuracy, and its own `metric`. Of several: accuracy of each client on its own task; `all_tasks` is
@@ -43,7 +43,7 @@ def scoring(
     rows, used = jax.jit(pack, static_argnums=1)(validation, at_once.eval_room)
     rows = jax.tree.map(lambda x: x[: int(used)], rows)
 
-    def scores(seeded: Seeded, method: Method, state: SimState) -> dict[str, float]:
+    def scores(seeded: Seeded, method: Method, state: SimState) -> Columns:
         seen = adapters(method, state)
         with_average = jax.tree.map(lambda x, mean: jnp.concatenate([x, mean]), seen, average(seen))
         counts = np.asarray(evaluate(seeded.frozen, with_average, rows))
@@ -63,13 +63,14 @@ def scoring(
     return scores
 
 
-def of_one_task(metric: str, *counts: Counts) -> dict[str, float]:
+def of_one_task(metric: str, *counts: Counts) -> Columns:
     """Accuracy, and the task's own metric where it has another."""
     both = [over_clients(name, *counts) for name in dict.fromkeys(("accuracy", metric))]
-    return {name: value for each in both for name, value in each.items()}
+    columns = {name: value for each in both for name, value in each.items()}
+    return {**columns, "accuracy_clients": score("accuracy", counts[0]).tolist()}
 
 
-def of_own_task(offsets: Offsets, clients: Counts, average_model: Counts, average_product: Counts) -> dict[str, float]:
+def of_own_task(offsets: Offsets, clients: Counts, average_model: Counts, average_product: Counts) -> Columns:
     """Every client's accuracy on its own task; over all tasks that of the averages, and of the clients (all_tasks)."""
     by_client, of_model, of_product = (over_tasks(each, offsets) for each in (clients, average_model, average_product))
     own = by_client[np.arange(len(clients)), tasks_of_clients(len(clients), offsets)]
@@ -80,6 +81,7 @@ def of_own_task(offsets: Offsets, clients: Counts, average_model: Counts, averag
         "accuracy_average_model": float(of_model.mean()),
         "accuracy_average_product": float(of_product.mean()),
         "all_tasks_mean": float(by_client.mean()),
+        "accuracy_clients": own.tolist(),
     }
 
 
