@@ -14,7 +14,7 @@ from jaxdfl.startup import split_cpu  # isort: skip (it comes before jax)
 import jax
 import numpy as np
 
-from benchmarks import operations, workload
+from benchmarks import workload
 from benchmarks.worker import Result, Turn
 from jaxdfl import presets
 from jaxdfl.data.examples import Examples
@@ -26,6 +26,7 @@ from jaxdfl.prepare import prepare
 from jaxdfl.problems import Problem
 from jaxdfl.problems.backbone import portions
 from jaxdfl.settings import Settings, parse
+from jaxdfl.simulate.operations import matrix_products
 from jaxdfl.trackers import read_rows
 
 
@@ -39,11 +40,11 @@ def run(folder: Path, turn: Turn, more: Sequence[str] = ()) -> Result:
         traced: list[Any] = []
         problem = _watched(prepared.problem, turn, traced)
         watched = prepared._replace(problem=problem)
-        execute(watched, begin(watched, ["python", "-m", "benchmarks.rounds"]))
+        execute(watched, *begin(watched, ["python", "-m", "benchmarks.rounds"]))
         losses = [row["loss"] for row in read_rows(out / "rounds.jsonl")]
     program = jax.make_jaxpr(jax.value_and_grad(prepared.problem.loss, argnums=1))(*traced[-1])
     groups = _groups(settings, prepared.problem.examples, workload.load(folder).lengths)
-    step, steps = operations.of_jaxpr(program, turns=1), settings.clients * settings.local_steps
+    step, steps = matrix_products(program, turns=1), settings.clients * settings.local_steps
     executed = [step * (turns if settings.packing else steps) for turns in groups]
     return Result(losses, executed, {"jax_devices": jax.device_count()})
 

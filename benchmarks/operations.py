@@ -5,7 +5,6 @@ and value of every layer, and gradients are taken with respect to their factors 
 """
 
 from collections.abc import Mapping
-from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -61,33 +60,3 @@ def of_round(shape: Shape, lengths: np.ndarray, sentences: int, rank: int, **lay
 def useful(shape: Shape, lengths: np.ndarray, rank: int) -> float:
     """The least a round can do as formulated here: `lengths` are those of the sentences, [clients, steps, batch]."""
     return float(sum(client_step(shape, 1, float(length), rank, only_read=True) for length in lengths.ravel()))
-
-
-def of_jaxpr(jaxpr: Any, turns: float | None = None) -> float:
-    """The matrix products of a traced program (`jax.make_jaxpr`). Of a `cond` the costliest branch counts.
-
-    `turns` is how often a `while` around products turns.
-
-    Raises:
-        ValueError: there is such a `while`, and nobody knows how often it turns.
-    """
-    total = 0.0
-    for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
-        name, parameters = equation.primitive.name, equation.params
-        if name == "dot_general":
-            (contracted, _), _ = parameters["dimension_numbers"]
-            total += (
-                2 * prod(equation.outvars[0].aval.shape) * prod(equation.invars[0].aval.shape[i] for i in contracted)
-            )
-        elif name == "cond":
-            total += max(of_jaxpr(branch, turns) for branch in parameters["branches"])
-        else:
-            inner = sum(
-                of_jaxpr(each, turns) for each in parameters.values() if hasattr(each, "eqns") or hasattr(each, "jaxpr")
-            )
-            if name == "while" and inner:
-                if turns is None:
-                    raise ValueError("the program multiplies matrices in a `while` loop; say how often it turns.")
-                inner *= turns
-            total += inner * (parameters["length"] if name == "scan" else 1)
-    return total

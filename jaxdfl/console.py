@@ -103,7 +103,7 @@ def progress(rounds: int) -> Iterator[Callable[[str, int], None]]:
             if not done:
                 return
             rate = done / (now - began)
-            pace = f"{rate:.3g} rounds/s, {_duration((rounds - done) / rate)} left"
+            pace = f"{rate:.3g} rounds/s, {duration((rounds - done) / rate)} left"
             bar.update(task, pace=pace)
             if not OUT.is_terminal and (now - said > LOG_SECONDS or done == rounds):
                 said = now
@@ -112,7 +112,8 @@ def progress(rounds: int) -> Iterator[Callable[[str, int], None]]:
         yield moved
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """`42 s`, `12 min` or `3.4 h`."""
     minutes = round(seconds / 60)
     return f"{seconds:.0f} s" if seconds < 90 else f"{minutes} min" if minutes < 90 else f"{minutes / 60:.1f} h"
 

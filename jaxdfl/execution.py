@@ -13,14 +13,15 @@ from jaxdfl.data.partition import Partition
 from jaxdfl.interrupts import STOPPED, interruptible, say_stopping
 from jaxdfl.manifest import Manifest
 from jaxdfl.prepare import NOBODY, Prepared, Run
-from jaxdfl.problems import seed_keys
+from jaxdfl.problems import Seeded, seed_keys
 from jaxdfl.protocol import Method
 from jaxdfl.resume import NEW, Keeper, point, run_folder, trim
 from jaxdfl.settings import Settings, make_optimizer
 from jaxdfl.simulate.finite import first_bad_round, trace
 from jaxdfl.simulate.program import Advance, code, make_advance
 from jaxdfl.simulate.rounds import measure
-from jaxdfl.simulate.sweep import Stop, sweep
+from jaxdfl.simulate.sweep import Case, Stop, sweep
+from jaxdfl.trackers import RunFolder
 
 DRIFT = 1e-4  # of the clients' mean in one round: a hundred times the rounding of large blocks
 NOT_FINITE = 3  # exit code where all is done, but for runs that ended early on numbers that are not finite
@@ -31,7 +32,31 @@ class _Enough(Exception):
     """Ends a sweep: a signal asked for it, and all is saved; or no run is left that has numbers."""
 
 
-def execute(prepared: Prepared, manifest: Manifest) -> int:
+def make(prepared: Prepared) -> Advance:
+    """The compiled program of the settings."""
+    settings, problem = prepared.settings, prepared.problem
+    return make_advance(
+        problem.loss, make_optimizer(settings), moments=settings.moments, clip=settings.clip,
+        chunk=settings.client_chunk or problem.chunk,
+    )  # fmt: skip
+
+
+def paces(settings: Settings) -> list[int]:
+    """The rounds whose multiples end a stretch of the program: to evaluate, and to save."""
+    return [pace for pace in (settings.eval_every, settings.checkpoint_every) if pace]
+
+
+def cases_of(prepared: Prepared, runs: Sequence[Run]) -> tuple[list[Case], list[Seeded]]:
+    """The runs, ready to go, and what the seed of each has changed."""
+    given = [(run.seed, run.topology == NOBODY) for run in runs]
+    starts = {key: prepared.seeded(run) for key, run in dict(zip(given, runs, strict=True)).items()}
+    plans = {key: partial(_plan, prepared.settings, key[0], start.parts) for key, start in starts.items()}
+    cases = [prepared.case(run, starts[key], plans[key]) for run, key in zip(runs, given, strict=True)]
+    starts = {key: start._replace(base={}) for key, start in starts.items()}  # W0 has served, and is large
+    return cases, [starts[key] for key in given]
+
+
+def execute(prepared: Prepared, folder: RunFolder, manifest: Manifest) -> int:
     """Simulates every run, or what is left of it, records it in the run folder, and prints the table.
 
     Returns 0, `NOT_FINITE`, or `STOPPED` where a signal asked for it.
@@ -39,12 +64,8 @@ def execute(prepared: Prepared, manifest: Manifest) -> int:
     Raises:
         OSError: a row cannot be written. Those before it stay.
     """
-    settings, folder = prepared.settings, prepared.folder
-    console.show_setup(manifest)
-    advance = make_advance(
-        prepared.problem.loss, make_optimizer(settings), moments=settings.moments, clip=settings.clip,
-        chunk=settings.client_chunk or prepared.problem.chunk,
-    )  # fmt: skip
+    settings = prepared.settings
+    advance = make(prepared)
     with (
         closing(folder),
         console.progress(len(prepared.runs) * settings.rounds) as moved,
@@ -54,7 +75,7 @@ def execute(prepared: Prepared, manifest: Manifest) -> int:
         for group in dict.fromkeys(run["group"] for run in manifest["runs"]):
             if not asked():
                 numbers = [number for number, run in enumerate(manifest["runs"]) if run["group"] == group]
-                _simulate(prepared, manifest, numbers, advance, moved, asked)
+                _simulate(prepared, folder, manifest, numbers, advance, moved, asked)
         if (folder.path / "metrics.jsonl").exists():
             console.show_summary(report.summarize(folder.path), folder.path, compiled())
         return STOPPED if asked() else NOT_FINITE if manifest["stopped"] else 0
@@ -62,6 +83,7 @@ def execute(prepared: Prepared, manifest: Manifest) -> int:
 
 def _simulate(
     prepared: Prepared,
+    folder: RunFolder,
     manifest: Manifest,
     numbers: Sequence[int],
     advance: Advance,
@@ -69,7 +91,7 @@ def _simulate(
     asked: Callable[[], bool],
 ) -> None:
     """Runs that share a program, all at once. `numbers` are their places among all runs."""
-    settings, problem, folder = prepared.settings, prepared.problem, prepared.folder
+    settings, problem = prepared.settings, prepared.problem
     runs = [prepared.runs[number] for number in numbers]
     places = [run_folder(folder, number, run.identity) for number, run in zip(numbers, runs, strict=True)]
     ended = {place for place, run in enumerate(runs) if _ended(manifest, run)}
@@ -81,11 +103,7 @@ def _simulate(
     if at == settings.rounds:
         return
 
-    given = [(run.seed, run.topology == NOBODY) for run in runs]
-    starts = {key: prepared.seeded(run) for key, run in dict(zip(given, runs, strict=True)).items()}
-    plans = {key: partial(_plan, settings, key[0], start.parts) for key, start in starts.items()}
-    cases = [prepared.case(run, starts[key], plans[key]) for run, key in zip(runs, given, strict=True)]
-    starts = {key: start._replace(base={}) for key, start in starts.items()}  # W0 has served, and is large
+    cases, starts = cases_of(prepared, runs)
     if at != NEW:
         cases = [
             case._replace(state=checkpoint.restore(checkpoint.round_folder(place, at), case.state))
@@ -120,7 +138,7 @@ def _simulate(
                         f"round before {round + 1}; the network's weights are not doubly stochastic."
                     )
                 evaluated = round % settings.eval_every == 0 or round == settings.rounds
-                scores = problem.scores(starts[given[number]], method, stop.state) if evaluated else None
+                scores = problem.scores(starts[number], method, stop.state) if evaluated else None
                 records[number](stop, scores and {**scores, **_measured(method, stop)})
         stopping = asked()
         if round > 0:
@@ -129,9 +147,8 @@ def _simulate(
         if stopping or len(ended) == len(runs):
             raise _Enough
 
-    paces = [pace for pace in (settings.eval_every, settings.checkpoint_every) if pace]
     with suppress(_Enough):
-        sweep(advance, cases, problem.examples, rounds=settings.rounds, every=paces, stop=at_stop)
+        sweep(advance, cases, problem.examples, rounds=settings.rounds, every=paces(settings), stop=at_stop)
 
 
 def _ended(manifest: Manifest, run: Run) -> bool:

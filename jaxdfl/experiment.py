@@ -15,6 +15,7 @@ from jaxdfl import console
 from jaxdfl.doctor import check_numerics
 from jaxdfl.execution import STOPPED, execute
 from jaxdfl.manifest import begin
+from jaxdfl.planner import memory, show, work
 from jaxdfl.prepare import prepare
 from jaxdfl.refusal import refuse
 from jaxdfl.settings import Settings, parse
@@ -48,15 +49,21 @@ def main(
         try:
             check_numerics()
             prepared = prepare(settings)
-            manifest = begin(prepared, [*command, *argv])
+            needs = memory(prepared)
+            if settings.dry_run:
+                show(needs, work(prepared))
+                return 0
+            folder, manifest = begin(prepared, [*command, *argv])
         except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: bad numerics, or jax without its device
             return refuse(error, REFUSED)
         try:
-            done = execute(prepared, manifest)
+            console.show_setup(manifest)
+            show(needs)
+            done = execute(prepared, folder, manifest)
         except (OSError, jax.errors.JaxRuntimeError) as error:  # a full disk; no memory left
             return _broke_off(error)
     if study is not None and done != STOPPED:
-        console.show_study(study(prepared.folder.path), prepared.folder.path)
+        console.show_study(study(folder.path), folder.path)
     return done
 
 

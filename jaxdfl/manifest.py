@@ -16,20 +16,21 @@ from jaxdfl.resume import require_same
 from jaxdfl.settings import from_manifest
 from jaxdfl.simulate.rounds import round_keys
 from jaxdfl.topology.spectrum import recommended_period
-from jaxdfl.trackers import ROWS, environment, read_manifest, strict
+from jaxdfl.trackers import ROWS, RunFolder, environment, read_manifest, strict
 
 Manifest = dict[str, Any]
 HASHED_ROUNDS = 10
 
 
-def begin(prepared: Prepared, command: Sequence[str]) -> Manifest:
-    """Writes the manifest of the runs; where they are gone on with, the one that is there, with a line about it.
+def begin(prepared: Prepared, command: Sequence[str]) -> tuple[RunFolder, Manifest]:
+    """Opens the run folder and writes the manifest; where its runs are gone on with, the one there, with a line more.
 
     Raises:
         ValueError: the runs in the folder are not these; nothing is changed then.
     """
-    folder = prepared.folder
+    settings = prepared.settings
     now = json.loads(json.dumps(strict(_describe(prepared, command))))  # as it comes back from the file
+    folder = RunFolder(prepared.out, settings.overwrite, settings.resume)
     if folder.resumed:
         manifest = read_manifest(folder.path)
         from_manifest(manifest)
@@ -46,7 +47,7 @@ def begin(prepared: Prepared, command: Sequence[str]) -> Manifest:
         for run, entry in zip(prepared.runs, manifest["runs"], strict=True):
             entry["group"] = groups[run]
     folder.write_manifest(manifest)
-    return manifest
+    return folder, manifest
 
 
 def _describe(prepared: Prepared, command: Sequence[str]) -> Manifest:

@@ -58,7 +58,7 @@ class Prepared(NamedTuple):
     spectra: dict[str, Spectrum]
     periods: dict[Run, int | None]  # T of the methods that have one
     problem: Problem
-    folder: RunFolder
+    out: Path  # the run folder
 
     def method(self, run: Run) -> Method:
         """The method of a run, on its network."""
@@ -77,6 +77,11 @@ class Prepared(NamedTuple):
         scale = make_step_scale(self.settings, _rate(self.settings, run))
         return Case(method, topology.network, start.frozen, state, plan, scale)
 
+    def abstract_state(self, run: Run) -> SimState:
+        """The shapes of the run's state; nothing is allocated."""
+        begin = partial(_init, self.settings, self.seeded(run), self.method(run))
+        return jax.eval_shape(begin, seed_keys(run.seed).rounds)
+
     def groups(self) -> list[list[Run]]:
         """Runs that share a program, to go together."""
         if not self.settings.sweep:
@@ -94,7 +99,7 @@ class Prepared(NamedTuple):
 
 
 def prepare(settings: Settings) -> Prepared:
-    """Builds, loads and checks everything, and opens the run folder last.
+    """Builds, loads and checks everything.
 
     Raises:
         ValueError, OSError: what is wrong, in one line; nothing has been written.
@@ -118,9 +123,7 @@ def prepare(settings: Settings) -> Prepared:
             method = _method(settings, spectra, run)
             with _naming(f"{run.method} on {run.topology}"):
                 jax.eval_shape(partial(_init, settings, start, method), seed_keys(run.seed).rounds)
-    return Prepared(
-        settings, runs, topologies, spectra, periods, problem, RunFolder(out, settings.overwrite, settings.resume)
-    )
+    return Prepared(settings, runs, topologies, spectra, periods, problem, out)
 
 
 def _method(settings: Settings, spectra: dict[str, Spectrum], run: Run) -> Method:

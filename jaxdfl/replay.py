@@ -40,14 +40,18 @@ def replay(folder: Path, out: Path | None = None) -> tuple[str | None, list[str]
     scratch = Path(tempfile.mkdtemp(prefix="jaxdfl-replay-"))
     try:
         settings = replace(
-            settings, out=str(out or scratch / "run"), overwrite=False, resume=False, checkpoints=out is not None
+            settings,
+            out=str(out or scratch / "run"),
+            dry_run=False,
+            overwrite=False,
+            resume=False,
+            checkpoints=out is not None,
         )
         prepared = prepare(settings)
-        manifest = begin(prepared, before["command"])
-        execute(prepared, manifest)
-        again = prepared.folder.path
+        run, manifest = begin(prepared, before["command"])
+        execute(prepared, run, manifest)
         return (
-            next(filter(None, (_parts(before, manifest), *(_rows(folder, again, name) for name in ROWS))), None),
+            next(filter(None, (_parts(before, manifest), *(_rows(folder, run.path, name) for name in ROWS))), None),
             _environments(before, manifest),
         )
     finally:

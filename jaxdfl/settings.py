@@ -109,6 +109,8 @@ class Settings:
     """Clients trained and evaluated at a time; None chooses by the device. Changes speed and memory, not the result."""
     out: str | None = None
     """Run folder; None makes a new one under runs/."""
+    dry_run: bool = False
+    """Say what the runs would take (memory, operations, programs, time), and do nothing else."""
     overwrite: bool = False
     """Replace what an earlier run left in --out."""
     resume: bool = False
@@ -135,8 +137,8 @@ class Settings:
 
 # May differ when a run goes on: they change what is kept, speed and memory; results at most by rounding.
 FREE_ON_RESUME = (
-    "out", "overwrite", "resume", "checkpoints", "checkpoint_every", "checkpoint_minutes", "checkpoints_kept",
-    "client_chunk", "sweep", "runs_at_once", "cpu_devices", "compilation_cache",
+    "out", "dry_run", "overwrite", "resume", "checkpoints", "checkpoint_every", "checkpoint_minutes",
+    "checkpoints_kept", "client_chunk", "sweep", "runs_at_once", "cpu_devices", "compilation_cache",
 )  # fmt: skip
 
 

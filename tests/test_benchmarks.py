@@ -16,6 +16,7 @@ from benchmarks.systems import SYSTEMS, System
 from benchmarks.worker import peak_mib
 from jaxdfl.data.examples import Examples
 from jaxdfl.models import EncoderConfig, adapt, cross_entropy, random_model
+from jaxdfl.simulate.operations import matrix_products
 
 WIDTH, INTERMEDIATE, LAYERS, CLASSES, SENTENCES, LENGTH, RANK = 64, 256, 3, 3, 8, 32, 4
 SHAPE = operations.Shape(WIDTH, INTERMEDIATE, LAYERS, CLASSES)
@@ -34,7 +35,7 @@ def step():
 
 def test_operations_are_those_of_the_traced_program():
     function, arguments = step()
-    traced = operations.of_jaxpr(jax.make_jaxpr(function)(*arguments))
+    traced = matrix_products(jax.make_jaxpr(function)(*arguments))
     mask = 2 * SENTENCES * LENGTH**2  # which tokens belong together: a product of indicators, jaxdfl's own
     assert traced == operations.client_step(SHAPE, SENTENCES, LENGTH, RANK, only_read=True) + mask
 
@@ -71,10 +72,10 @@ def test_loops_count_by_their_length_and_branches_by_the_costliest():
         x, _ = jax.lax.scan(lambda c, _: (c @ c, None), x, length=5)
         return jax.lax.cond(x[0, 0] > 0, lambda c: c @ c @ c, lambda c: c, x)
 
-    assert operations.of_jaxpr(jax.make_jaxpr(looped)(jnp.ones((4, 4)))) == 7 * 2 * 4**3
+    assert matrix_products(jax.make_jaxpr(looped)(jnp.ones((4, 4)))) == 7 * 2 * 4**3
     endless = jax.make_jaxpr(lambda x: jax.lax.while_loop(lambda c: c[0, 0] < 1, lambda c: c @ c, x))
     with pytest.raises(ValueError, match="while"):
-        operations.of_jaxpr(endless(jnp.ones((4, 4))))
+        matrix_products(endless(jnp.ones((4, 4))))
 
 
 @pytest.fixture(scope="module")

@@ -35,6 +35,10 @@ class Problem(NamedTuple):
     model: dict[str, Any]  # identities, for the manifest
     data: dict[str, Any]
     partitions: dict[int, Any]
+    groups: Callable[[Partition, int], float] | None = (
+        None  # of packed rows in a step, on average, by batch size; None:
+    )
+    # a step is one pass
 
 
 class SeedKeys(NamedTuple):

@@ -1,15 +1,18 @@
 """Sentences and pairs from real tasks (or generated ones), learned by a frozen encoder with adapters."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
+from numpy.typing import ArrayLike
 from transformers import PreTrainedTokenizerBase
 
 from jaxdfl.data import partition, tasks
 from jaxdfl.data.examples import Examples
 from jaxdfl.data.multitask import Offsets, by_task, offsets_of, union, within_task
+from jaxdfl.data.packing import Room, place
 from jaxdfl.data.partition import Partition
 from jaxdfl.data.tasks import TASKS, Texts
 from jaxdfl.data.tokenize import encode
@@ -72,6 +75,7 @@ def problem(settings: Settings) -> Problem:
         chunk=at_once.clients,
         model=model.identity,
         data=identity(settings, names, train, validation),
+        groups=partial(_groups, train.examples.lengths, at_once.room) if settings.packing else None,
         partitions={seed: partition.describe(each, labels).tolist() for seed, each in parts.items()},
     )
 
@@ -121,6 +125,14 @@ def identity(settings: Settings, names: list[str], train: Split, validation: Spl
         "validation": of_validation,
         "length": train.examples.ids.shape[1],
     }
+
+
+def _groups(lengths: ArrayLike, room: Room, parts: Partition, batch_size: int) -> float:
+    """How many groups a batch takes, on average over a few drawn as clients would."""
+    draw = np.random.default_rng(0)
+    batches = [draw.choice(part, batch_size) for part in parts[:8] for _ in range(8)]
+    rows = jax.jit(jax.vmap(lambda each: place(each, room).rows))(np.asarray(lengths)[np.stack(batches)])
+    return float(np.mean(np.ceil(np.asarray(rows) / room.rows)))
 
 
 def _parts(settings: Settings, labels: np.ndarray, offsets: Offsets, seed: int) -> Partition:

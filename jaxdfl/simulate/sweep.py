@@ -16,11 +16,13 @@ from jaxtyping import Array
 
 from jaxdfl.methods.schedules import as_table
 from jaxdfl.protocol import Method, Network, PerBlock, Round, Schedule
+from jaxdfl.simulate.clients import portion
 from jaxdfl.simulate.placement import EVERYWHERE, FROZEN, STATE, apart, mesh_of, spread, stacked, together
 from jaxdfl.simulate.program import Advance, code
 from jaxdfl.simulate.rounds import Conditions, SimState, StepScale, round_keys
 from jaxdfl.trees import as_data
 
+TABLE_BYTES = 2**28  # of the mixing weights of all runs that are drawn at a time
 Plan = Callable[[range], np.ndarray]  # of rounds -> int32 [rounds, clients, steps, batch]: indices into the examples
 
 
@@ -67,8 +69,9 @@ def sweep(
     """Rounds `state.round` .. `rounds` of all cases, and the states they end with.
 
     `stop` is called with what is known of each case, at the start, after every `every` rounds (of several numbers,
-    after the multiples of each), and at the end. The results do not depend on `every`, nor on where an earlier call
-    ended: a sweep may go on from saved states.
+    after the multiples of each), and at the end; more often where the mixing weights of so many rounds would take more
+    than `TABLE_BYTES`. The results do not depend on it, nor on where an earlier call ended: a sweep may go on from
+    saved states.
     The cases are dealt to the `devices` (None: all local ones), to as many as get equal shares; devices left over share
     their clients.
 
@@ -81,8 +84,8 @@ def sweep(
         raise ValueError(f"`cases` must be at the same round, got {sorted(at)}.")
     done, states = at.pop(), [case.state for case in cases]
     stop([Stop(done, {}, state) for state in states])
-    paces = (every,) if isinstance(every, int) else every
     clients = jax.tree.leaves(cases[0].state.blocks)[0].shape[0]
+    paces = pacing((every,) if isinstance(every, int) else every, len(cases), clients)
     mesh, method = mesh_of(len(cases), clients, devices or jax.local_devices()), code(cases[0].method)
     frozen = spread(mesh, together([case.frozen for case in cases]), FROZEN)
     state, examples = spread(mesh, stacked(states), STATE), spread(mesh, examples, EVERYWHERE)
@@ -98,6 +101,12 @@ def sweep(
             [Stop(done, {name: values[:, n] for name, values in infos.items()}, each) for n, each in enumerate(states)]
         )
     return states
+
+
+def pacing(every: Sequence[int], runs: int, clients: int) -> tuple[int, ...]:
+    """`every`, and a part of its least number where the mixing weights of that many rounds would take too much."""
+    most = max(1, TABLE_BYTES // (4 * runs * clients**2))
+    return tuple(every) if min(every) <= most else (*every, portion(min(every), most))
 
 
 def _conditions(cases: Sequence[Case], rounds: int) -> Callable[[range], Conditions]:

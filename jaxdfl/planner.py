@@ -1,0 +1,203 @@
+"""What runs will take, before they do: bytes by what they hold, operations, programs, and a guess at the time."""
+
+import time
+from collections.abc import Sequence
+from math import isqrt
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from rich.table import Table
+
+from jaxdfl.console import OUT, duration
+from jaxdfl.execution import cases_of, make, paces
+from jaxdfl.prepare import Prepared, Run
+from jaxdfl.simulate.operations import matrix_products
+from jaxdfl.simulate.placement import mesh_of
+from jaxdfl.simulate.sweep import pacing, sweep
+
+COPIES = 3  # of a state: in the program, at the last stop, and at this one; of networks: drawn, stacked, handed over
+EFFICIENCY = 0.5  # of the measured rate of large products; what MiniLM reaches on CPUs (benchmarks/README.md)
+
+
+class Memory(NamedTuple):
+    """Bytes of the runs that go together and take most; what XLA needs within a program is not among them."""
+
+    frozen: int  # weights, on all devices
+    examples: int
+    adapters: int
+    moments: int
+    mixers: int
+    networks: int  # mixing weights of a stretch of rounds
+    clients: int  # of one run
+    runs: int  # that go together
+    available: int | None  # on the device or the host; None: unknown
+
+    @property
+    def states(self) -> int:
+        return self.adapters + self.moments + self.mixers
+
+    @property
+    def total(self) -> int:
+        return self.frozen + self.examples + self.states + self.networks
+
+    @property
+    def most_clients(self) -> int | None:
+        """The largest m that fits, for as many runs at once."""
+        if self.available is None:
+            return None
+        left, each = self.available - self.frozen - self.examples, self.states / self.clients
+        square = self.networks / self.clients**2  # square * m^2 + each * m = left
+        return max(0, int((-each + isqrt(int(each**2 + 4 * square * max(left, 0)))) / (2 * square)))
+
+    @property
+    def most_runs(self) -> int | None:
+        """How many such runs fit at once."""
+        if self.available is None:
+            return None
+        left = self.available - self.frozen - self.examples
+        return max(0, int(left * self.runs // (self.states + self.networks)))
+
+
+class Work(NamedTuple):
+    """What there is to compute."""
+
+    programs: int
+    within: int  # bytes that XLA needs within the largest program: activations, batches, temporary copies
+    operations: float  # of matrix products in training, all rounds of all runs
+    seconds: float  # a guess
+
+
+def memory(prepared: Prepared) -> Memory:
+    """Of the group of runs that takes most. Allocates nothing.
+
+    Raises:
+        ValueError: it does not fit; says the numbers, and what to lower.
+    """
+    settings, problem = prepared.settings, prepared.problem
+    runs = max(prepared.groups(), key=len)
+    state = prepared.abstract_state(runs[0])  # of the same shape in all
+    clients, copies = jax.tree.leaves(state.blocks)[0].shape[0], COPIES * len(runs)
+    devices = mesh_of(len(runs), clients, jax.local_devices()).size
+    distinct = {id(x): x.nbytes for run in runs for x in jax.tree.leaves(problem.seeded(run.seed).frozen)}
+    stretch = min(settings.rounds, *pacing(paces(settings), len(runs), clients))
+    found = Memory(
+        frozen=devices * sum(distinct.values()),
+        examples=devices * _bytes(problem.examples),
+        adapters=copies * _bytes(state.blocks),
+        moments=copies * _bytes(state.opt),
+        mixers=copies * _bytes(state.mixer),
+        networks=COPIES * stretch * len(runs) * clients**2 * 4,
+        clients=clients,
+        runs=len(runs),
+        available=available(),
+    )
+    if found.available is not None and found.total > found.available:
+        raise ValueError(
+            f"{found.runs} runs of {clients} clients need {size(found.total)} beside what a program takes, and "
+            f"{size(found.available)} are free: at most {found.most_runs} runs fit at once (--runs-at-once), or "
+            f"{found.most_clients} clients."
+        )
+    return found
+
+
+def work(prepared: Prepared) -> Work:
+    """Compiles the largest program (it is kept for the run) and measures the machine for a second."""
+    groups = prepared.groups()
+    within = _within(prepared, max(groups, key=len))
+    operations = sum(_operations(prepared, run) for run in prepared.runs)
+    return Work(len(groups), within, operations, operations / (EFFICIENCY * _rate()))
+
+
+def show(needs: Memory, work: Work | None = None) -> None:
+    """Prints what the runs take: bytes by what they hold, how much more would fit; and what there is to compute."""
+    parts = {
+        "frozen weights": needs.frozen, "examples": needs.examples, "adapters": needs.adapters,
+        "moments": needs.moments, "mixers": needs.mixers, "networks": needs.networks,
+    }  # fmt: skip
+    facts = Table.grid("", "", padding=(0, 2))
+    facts.columns[0].style = "bold"
+    said = ", ".join(f"{name} {size(count)}" for name, count in parts.items() if count)
+    facts.add_row("memory", f"{size(needs.total)} for {needs.runs} runs at once: {said}")
+    if needs.available is not None:
+        free = f"{size(needs.available)} are free"
+        facts.add_row("fits", f"up to {needs.most_clients} clients, or {needs.most_runs} such runs at once; {free}")
+    if work is not None:
+        facts.add_row("programs", f"{work.programs}; the largest needs {size(work.within)} more while it runs (XLA)")
+        facts.add_row("products", f"{work.operations:.3g} floating point operations in training, all rounds and runs")
+        guess = "a guess, at half the speed of large matrix products"
+        facts.add_row("time", f"about {duration(work.seconds)} of training: {guess}")
+        facts.add_row("", "Nothing was run, and nothing was written.")
+    OUT.print(facts)
+
+
+def available() -> int | None:
+    """Bytes that may still be taken: of the first device, or of the host where that is what computes."""
+    device = jax.local_devices()[0]
+    stats = device.memory_stats() or {}
+    if "bytes_limit" in stats:
+        return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+    meminfo = Path("/proc/meminfo")
+    if device.platform != "cpu" or not meminfo.exists():
+        return None
+    kilobytes = dict(line.split(":") for line in meminfo.read_text().splitlines()).get("MemAvailable")
+    return None if kilobytes is None else 1024 * int(kilobytes.split()[0])
+
+
+def size(count: int | float) -> str:
+    """`1.23 GB`, or `45.6 MB`; powers of 1000."""
+    return f"{count / 1e9:.3g} GB" if count >= 1e9 else f"{count / 1e6:.3g} MB"
+
+
+class _Compiled(Exception):
+    """Carries what XLA says of a program out of a sweep that is not to run."""
+
+
+def _within(prepared: Prepared, runs: Sequence[Run]) -> int:
+    """What XLA needs within the program of such runs, as the engine calls it."""
+    advance, settings = make(prepared), prepared.settings
+
+    def compile_alone(*arguments: Any) -> Any:
+        raise _Compiled(advance.lower(*arguments).compile().memory_analysis())  # pyright: ignore[reportFunctionMemberAccess]
+
+    cases, _ = cases_of(prepared, runs)
+    try:
+        sweep(
+            compile_alone, cases, prepared.problem.examples, rounds=settings.rounds, every=paces(settings),
+            stop=lambda stops: None,
+        )  # fmt: skip
+    except _Compiled as compiled:
+        analysis = compiled.args[0]
+        return 0 if analysis is None else analysis.temp_size_in_bytes
+    return 0
+
+
+def _operations(prepared: Prepared, run: Run) -> float:
+    """Of matrix products in the training of a run, its mixing and diagnostics left out."""
+    settings, problem, start = prepared.settings, prepared.problem, prepared.seeded(run)
+    shape = settings.local_steps, settings.batch_size
+    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((shape[1], *x.shape[1:]), x.dtype), problem.examples)
+    gradient = jax.value_and_grad(problem.loss, argnums=1)
+    program = jax.make_jaxpr(gradient)(start.frozen, start.blocks, batch, jax.random.key(0))
+    turns = problem.groups(start.parts, settings.batch_size) if problem.groups is not None else None
+    return matrix_products(program, turns) * settings.rounds * settings.local_steps * len(start.parts)
+
+
+def _rate() -> float:
+    """Operations a second of a large matrix product, as the machine is now."""
+    x, w = jnp.ones((2048, 384)), jnp.ones((384, 1536))
+    product = jax.jit(jnp.matmul)
+    product(x, w).block_until_ready()
+    times = []
+    while sum(times) < 0.5:
+        began = time.perf_counter()
+        product(x, w).block_until_ready()
+        times.append(time.perf_counter() - began)
+    return 2 * 2048 * 384 * 1536 / sorted(times)[len(times) // 2]
+
+
+def _bytes(tree: Any) -> int:
+    """Of all arrays, which may be abstract, and may be keys."""
+    leaves = jax.tree.leaves(tree)
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
