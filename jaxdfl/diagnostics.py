@@ -85,13 +85,22 @@ def average_product(blocks: PerBlock) -> PerBlock:
     """The adapter whose product is the exact mean of the clients' products, as the one client of a federation of one.
 
     The factors are stacked along the rank, as FLoRA does (Wang et al., 2024, arXiv 2409.05976): A = [A_1; ...; A_m],
-    B = [B_1, ..., B_m] / m, so that B A = (1/m) sum_i B_i A_i. Its rank is m times the clients' rank.
+    B = [B_1, ..., B_m] / m, so that B A = (1/m) sum_i B_i A_i. Its rank is m times the clients' rank; where a whole
+    matrix is smaller than that, one factor is the mean product itself and the other the identity.
     """
-    return PerBlock(
-        a={path: a.reshape(1, -1, a.shape[-1]) for path, a in blocks.a.items()},
-        b={path: jnp.moveaxis(b, 0, 1).reshape(1, b.shape[1], -1) / b.shape[0] for path, b in blocks.b.items()},
-        head=average(blocks).head,
-    )
+    both = {path: _mean_product(a, blocks.b[path]) for path, a in blocks.a.items()}
+    a, b = ({path: factors[place][None] for path, factors in both.items()} for place in (0, 1))
+    return PerBlock(a, b, average(blocks).head)
+
+
+def _mean_product(a: Float[Array, "m rank d_in"], b: Float[Array, "m d_out rank"]) -> tuple[Array, Array]:
+    """A and B with B A = (1/m) sum_i B_i A_i, of rank m * rank, or of full rank where that is less."""
+    clients, rank, d_in = a.shape
+    d_out = b.shape[1]
+    if clients * rank <= min(d_in, d_out):
+        return a.reshape(-1, d_in), jnp.moveaxis(b, 0, 1).reshape(d_out, -1) / clients
+    product = jnp.einsum("mor,mri->oi", b, a, precision="highest") / clients
+    return (jnp.eye(d_in, dtype=a.dtype), product) if d_in <= d_out else (product, jnp.eye(d_out, dtype=b.dtype))
 
 
 def _cross(a: Float[Array, "m rank d_in"], b: Float[Array, "m d_out rank"]) -> Float[Array, "d_out d_in"]:

@@ -97,6 +97,9 @@ class Settings:
     """Random part of the validation split; None takes all."""
     eval_every: int = 10
     """Rounds between evaluations."""
+    eval_clients: int | None = None
+    """Clients that are evaluated, evenly spaced by number; None: all. The averages are those of all clients all the
+    same, and so are all diagnostics."""
     mixing_rule: Literal["metropolis_hastings", "laplacian", "max_degree", "uniform"] = "metropolis_hastings"
     """From a graph to doubly stochastic weights."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -210,7 +213,7 @@ def check(settings: Settings) -> None:
         if settings.init_adapter is not None and method.start is not None:
             raise ValueError(f"method {spec!r} starts from factors of its own; leave out it or `--init-adapter`.")
     at_least_one = ["clients", "rounds", "local_steps", "batch_size", "rank", "eval_every"]
-    at_least_one += ["client_chunk", "runs_at_once", "cpu_devices", "train_examples", "eval_examples"]
+    at_least_one += ["client_chunk", "runs_at_once", "cpu_devices", "train_examples", "eval_examples", "eval_clients"]
     at_least_one += ["checkpoint_every", "checkpoints_kept"]
     for name in at_least_one:
         value = getattr(settings, name)

@@ -9,8 +9,9 @@ from typing import Any
 
 # XLA says of every program that it loads for a CPU, at length and as an error, that the machine prefers no gathers.
 # It can be hushed only before jax is imported; errors that matter come as exceptions.
-LOUD = "jax" in sys.modules and os.environ.get("TF_CPP_MIN_LOG_LEVEL") != "3"  # jax itself sets it to 1
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+LOUD = "jax" in sys.modules and os.environ.get("TF_CPP_MIN_LOG_LEVEL") != "3"
+if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":  # what jax itself sets it to, here or in a parent process
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
 import jax  # noqa: E402
 from jax.experimental.compilation_cache.compilation_cache import reset_cache  # noqa: E402

@@ -60,7 +60,7 @@ def test_exported_adapters_score_what_the_row_says(run, problem, tmp_path, metho
         export(run, tmp_path / client, client=client, run=number)
     found = {folder.name: adapter_in(folder, problem) for folder in tmp_path.iterdir()}
     assert next(iter(found["0"].a.values())).shape[0] == RANKS[method]
-    assert next(iter(found["average-product"].a.values())).shape[0] == 4 * RANKS[method]
+    assert next(iter(found["average-product"].a.values())).shape[0] == min(4 * RANKS[method], 16)  # of 16
     of_clients = accuracy(problem, *(found[str(client)] for client in range(4)))
     for name in ("mean", "worst", "std"):
         assert of_clients[f"accuracy_{name}"] == pytest.approx(row[f"accuracy_{name}"])

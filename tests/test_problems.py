@@ -88,3 +88,15 @@ def test_what_cannot_be_is_refused_in_one_line(preset, argv, message, tmp_path, 
     assert message in said
     assert said.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_some_clients_are_evaluated_and_the_averages_are_those_of_all(preset, tmp_path):
+    asked = ["--methods", "dec_lora", "--clients", "6", "--partition", "iid"]
+    _, every = run(preset, tmp_path / "all", *asked)
+    _, some = run(preset, tmp_path / "some", *asked, "--eval-clients", "3")
+    for all_, three in zip(every, some, strict=True):
+        assert three["accuracy_clients"] == all_["accuracy_clients"][::2]
+        for name in ("accuracy_average_model", "accuracy_average_product", "cross_term", "loss"):
+            assert three[name] == all_[name]
+    _, two_tasks = run(preset, tmp_path / "two", *asked, "--task", "sst2+natural_logic", "--eval-clients", "2")
+    assert len(two_tasks[0]["accuracy_clients"]) == 2

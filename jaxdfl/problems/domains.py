@@ -72,7 +72,9 @@ def problem(settings: Settings) -> Problem:
         loss=domain_adaptive(first.features, first.first, first.second),
         examples=pairs,
         seeded=seeded,
-        scores=scoring(first.logits, pairs.labelled, validation.examples, (0, classes), "accuracy", at_once),
+        scores=scoring(
+            first.logits, pairs.labelled, validation.examples, (0, classes), "accuracy", at_once, settings.eval_clients
+        ),
         chunk=max(1, at_once.clients // 3),  # three passes of the encoder a step: labelled, weak and strong
         model=model.identity,
         data=identity(settings, [names[1]], train, validation),

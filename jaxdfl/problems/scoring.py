@@ -26,7 +26,13 @@ Counts = np.ndarray  # confusion counts [..., classes, classes], true class firs
 
 
 def scoring(
-    logits: Logits, examples: Any, validation: Examples, offsets: Offsets, metric: str | None, at_once: Portions
+    logits: Logits,
+    examples: Any,
+    validation: Examples,
+    offsets: Offsets,
+    metric: str | None,
+    at_once: Portions,
+    evaluated: int | None = None,
 ) -> Callable[[Seeded, Method, SimState], Columns]:
     """The columns of a metrics row, from a state.
 
@@ -37,6 +43,7 @@ def scoring(
     Args:
         examples: for training, leaves [examples, ...]: experts are known by what they were trained on.
         validation: leaves [examples, ...].
+        evaluated: so many clients are, evenly spaced; None: all. Averages are of all clients.
     """
     evaluate = make_evaluate(logits, offsets[-1], chunk=at_once.eval_clients)
     of_experts = make_evaluate(routed(logits, word_means, temperature=0.0), offsets[-1], chunk=at_once.eval_clients)
@@ -45,13 +52,14 @@ def scoring(
 
     def scores(seeded: Seeded, method: Method, state: SimState) -> Columns:
         seen = adapters(method, state)
-        with_average = jax.tree.map(lambda x, mean: jnp.concatenate([x, mean]), seen, average(seen))
+        some = chosen(len(seeded.parts), evaluated)
+        with_average = jax.tree.map(lambda x, mean: jnp.concatenate([x[some], mean]), seen, average(seen))
         counts = np.asarray(evaluate(seeded.frozen, with_average, rows))
         product = np.asarray(evaluate(seeded.frozen, average_product(seen), rows))[0]
         if metric is not None:
             columns = of_one_task(metric, counts[:-1], counts[-1], product)
         else:
-            columns = of_own_task(offsets, counts[:-1], counts[-1], product)
+            columns = of_own_task(offsets, some, counts[:-1], counts[-1], product)
         if isinstance(state.mixer, Bank):
             known = latent_codes(word_means, seeded.frozen, examples, seeded.parts)
             blocks = gather(state.blocks, state.mixer, known)
@@ -70,10 +78,15 @@ def of_one_task(metric: str, *counts: Counts) -> Columns:
     return {**columns, "accuracy_clients": score("accuracy", counts[0]).tolist()}
 
 
-def of_own_task(offsets: Offsets, clients: Counts, average_model: Counts, average_product: Counts) -> Columns:
-    """Every client's accuracy on its own task; over all tasks that of the averages, and of the clients (all_tasks)."""
+def of_own_task(
+    offsets: Offsets, numbers: np.ndarray, clients: Counts, average_model: Counts, average_product: Counts
+) -> Columns:
+    """Every client's accuracy on its own task; over all tasks that of the averages, and of the clients (all_tasks).
+
+    `numbers` are those of the clients that were evaluated.
+    """
     by_client, of_model, of_product = (over_tasks(each, offsets) for each in (clients, average_model, average_product))
-    own = by_client[np.arange(len(clients)), tasks_of_clients(len(clients), offsets)]
+    own = by_client[np.arange(len(clients)), np.array(tasks_of_clients(int(numbers.max()) + 1, offsets))[numbers]]
     return {
         "accuracy_mean": float(own.mean()),
         "accuracy_worst": float(own.min()),
@@ -88,6 +101,12 @@ def of_own_task(offsets: Offsets, clients: Counts, average_model: Counts, averag
 def over_tasks(counts: Counts, offsets: Offsets) -> np.ndarray:
     """Accuracy on every task, [..., tasks]."""
     return np.stack([score("accuracy", each) for each in confusion_by_task(counts, offsets)], axis=-1)
+
+
+def chosen(clients: int, evaluated: int | None) -> np.ndarray:
+    """The numbers of the clients to evaluate, evenly spaced from 0 on."""
+    count = min(evaluated or clients, clients)
+    return np.arange(count) * clients // count
 
 
 def tasks_of_clients(clients: int, offsets: Offsets) -> list[int]:

@@ -71,7 +71,7 @@ def problem(settings: Settings) -> Problem:
         loss=packed_cross_entropy(first.logits, at_once.room) if settings.packing else cross_entropy(first),
         examples=examples,
         seeded=seeded,
-        scores=scoring(first.logits, examples, validation.examples, offsets, metric, at_once),
+        scores=scoring(first.logits, examples, validation.examples, offsets, metric, at_once, settings.eval_clients),
         chunk=at_once.clients,
         model=model.identity,
         data=identity(settings, names, train, validation),
