@@ -32,8 +32,8 @@ NOISE = 0.1  # standard deviation of the noise on every output; those of the com
 
 ONLY = {  # settings of other problems, with the one value that says nothing
     "partition": "own", "weights": "none", "head": "frozen", "targets": ("query", "value"), "lora_dropout": 0.0,
-    "adapt_layers": "all", "max_length": 128, "data_dir": None, "train_examples": None, "eval_examples": None, "eval_clients": None,
-    "dtype": "auto", "init_adapter": None,
+    "adapt_layers": "all", "max_length": 128, "data_dir": None, "train_examples": None, "eval_examples": None,
+    "eval_clients": None, "dtype": "auto", "init_adapter": None,
 }  # fmt: skip
 
 
