@@ -17,12 +17,13 @@ from jaxdfl.simulate.operations import matrix_products
 from jaxdfl.simulate.placement import mesh_of
 from jaxdfl.simulate.sweep import pacing, sweep
 
-COPIES = 3  # of a state: in the program, at the last stop, and at this one; of networks: drawn, stacked, handed over
+COPIES = 6  # of a state: at the last stop and at this one; in the program as it was, handed out, trained and mixed
+DRAWN = 3  # of the networks: drawn, stacked, handed over
 EFFICIENCY = 0.5  # of the measured rate of large products; what MiniLM reaches on CPUs (benchmarks/README.md)
 
 
 class Memory(NamedTuple):
-    """Bytes of the runs that go together and take most; what XLA needs within a program is not among them."""
+    """Bytes of the runs that go together and take most; activations are not among them."""
 
     frozen: int  # weights, on all devices
     examples: int
@@ -88,7 +89,7 @@ def memory(prepared: Prepared) -> Memory:
         adapters=copies * _bytes(state.blocks),
         moments=copies * _bytes(state.opt),
         mixers=copies * _bytes(state.mixer),
-        networks=COPIES * stretch * len(runs) * clients**2 * 4,
+        networks=DRAWN * stretch * len(runs) * clients**2 * 4,
         clients=clients,
         runs=len(runs),
         available=available(),

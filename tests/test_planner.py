@@ -31,7 +31,7 @@ def test_the_plan_counts_the_arrays_that_the_runs_have(methods):
     assert found.moments == planner.COPIES * sum(nbytes(case.state.opt) for case in cases)
     assert found.mixers == planner.COPIES * sum(nbytes(case.state.mixer) for case in cases)
     assert found.examples % nbytes(prepared.problem.examples) == 0
-    assert found.networks == planner.COPIES * 4 * len(cases) * 5**2 * 4
+    assert found.networks == planner.DRAWN * 4 * len(cases) * 5**2 * 4
 
 
 def test_what_fits_is_the_largest_that_does():
