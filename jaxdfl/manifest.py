@@ -47,6 +47,7 @@ def begin(prepared: Prepared, command: Sequence[str]) -> tuple[RunFolder, Manife
         for run, entry in zip(prepared.runs, manifest["runs"], strict=True):
             entry["group"] = groups[run]
     folder.write_manifest(manifest)
+    (folder.path / "rounds.jsonl").touch()  # a run may end in its first round
     return folder, manifest
 
 

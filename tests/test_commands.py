@@ -193,7 +193,7 @@ def test_a_sweep_stops_where_a_point_is_refused(tmp_path, capsys):
 def test_run_is_the_same_as_an_experiment_and_says_so_in_its_manifest(tmp_path, monkeypatch):
     commands = []
 
-    def execute(prepared, manifest):
+    def execute(prepared, folder, manifest):
         commands.append(manifest["command"])
         return 0
 

@@ -86,7 +86,7 @@ def test_progress_in_a_log_is_a_line_a_minute_where_rounds_are_slow(screen, monk
 
 @pytest.mark.parametrize(("seconds", "words"), [(0.4, "0 s"), (89.0, "89 s"), (600.0, "10 min"), (5e4, "13.9 h")])
 def test_a_duration_is_told_in_the_unit_that_suits_it(seconds, words):
-    assert console._duration(seconds) == words
+    assert console.duration(seconds) == words
 
 
 def test_compile_time_is_counted_while_the_block_is_open_and_not_after(monkeypatch):

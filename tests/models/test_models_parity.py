@@ -95,7 +95,7 @@ def _write_as_roberta(bert, folder):
     _, arrays = take_apart(bert)
     arrays = {path: np.asarray(x) for path, x in arrays.items()}
     segment = arrays["embeddings/type/table"][:1]
-    shifted = np.pad(arrays["embeddings/position/table"] + segment, ((PAD + 1, 0), (0, 0)), constant_values=np.nan)
+    shifted = np.pad(arrays["embeddings/position/table"] + segment, ((PAD + 1, 0), (0, 0)), constant_values=1e30)
     arrays |= {"embeddings/position/table": shifted, "embeddings/type/table": np.zeros_like(segment)}
     named = {
         checkpoint_name("roberta", path): np.ascontiguousarray(x.T if path.endswith("/kernel") else x)

@@ -111,7 +111,8 @@ def test_killed_runs_end_with_the_numbers_of_one_let_be(kills, reference, tmp_pa
 def test_a_signal_saves_and_leaves_with_a_code_of_its_own(number, reference, tmp_path):
     out, (straight, _) = tmp_path / "run", reference
     process = begin(out)
-    while not (out / "rounds.jsonl").exists():
+    rows_written = out / "rounds.jsonl"
+    while not (rows_written.exists() and rows_written.stat().st_size):
         time.sleep(0.05)
     process.send_signal(number)
     assert process.wait() == 75
