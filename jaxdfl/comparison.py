@@ -18,7 +18,7 @@ import numpy as np
 from jaxdfl.report import Score, Summary, summary_of
 from jaxdfl.settings import FREE_ON_RESUME
 from jaxdfl.statistics import Interval, Signs, differences, interval, signs
-from jaxdfl.trackers import at_rate, read_manifest, read_rows
+from jaxdfl.trackers import at_rate, read_manifest, read_rows, run_key
 
 Row = Mapping[str, Any]
 AXES = ("methods", "topologies", "seeds", "learning_rate")
@@ -124,7 +124,7 @@ def _joined(paths: Sequence[Path], manifests: Sequence[dict[str, Any]]) -> dict[
     runs: dict[tuple, tuple[Path, dict[str, Any]]] = {}
     for path, manifest in zip(paths, manifests, strict=True):
         for run in _named_rates(manifest["runs"], manifest, manifests):
-            key = tuple(run.get(name) for name in ("method", "topology", "seed", "learning_rate"))
+            key = run_key(run)
             if key in runs:
                 raise ValueError(
                     f"{at_rate(run)} on {run['topology']}, seed {run['seed']}, is in {runs[key][0]} and in {path}."

@@ -3,19 +3,18 @@
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from functools import partial
+from typing import Any
 
 import jax
-import numpy as np
 
 from jaxdfl import checkpoint, console, report
-from jaxdfl.data.batches import plan
-from jaxdfl.data.partition import Partition
 from jaxdfl.interrupts import STOPPED, interruptible, say_stopping
 from jaxdfl.manifest import Manifest
-from jaxdfl.prepare import NOBODY, Prepared, Run
-from jaxdfl.problems import Seeded, seed_keys
+from jaxdfl.metrics import Columns
+from jaxdfl.prepare import NOBODY, Prepared, Run, batches
+from jaxdfl.problems import Seeded
 from jaxdfl.protocol import Method
-from jaxdfl.resume import NEW, Keeper, point, run_folder, trim
+from jaxdfl.resume import NEW, Keeper, evaluates, point, run_folder, trim
 from jaxdfl.settings import Settings, make_optimizer
 from jaxdfl.simulate.finite import first_bad_round, trace
 from jaxdfl.simulate.program import Advance, code, make_advance
@@ -50,7 +49,7 @@ def cases_of(prepared: Prepared, runs: Sequence[Run]) -> tuple[list[Case], list[
     """The runs, ready to go, and what the seed of each has changed."""
     given = [(run.seed, run.topology == NOBODY) for run in runs]
     starts = {key: prepared.seeded(run) for key, run in dict(zip(given, runs, strict=True)).items()}
-    plans = {key: partial(_plan, prepared.settings, key[0], start.parts) for key, start in starts.items()}
+    plans = {key: partial(batches, prepared.settings, key[0], start.parts) for key, start in starts.items()}
     cases = [prepared.case(run, starts[key], plans[key]) for run, key in zip(runs, given, strict=True)]
     starts = {key: start._replace(base={}) for key, start in starts.items()}  # W0 has served, and is large
     return cases, [starts[key] for key in given]
@@ -98,7 +97,7 @@ def _simulate(
     at = NEW
     if folder.resumed:
         at = point(folder, [(p, run.identity) for p, run in zip(places, runs, strict=True)], ended, settings)
-        trim(folder, [run.identity for run in runs], places, at)
+        trim(folder, [run.identity for place, run in enumerate(runs) if place not in ended], places, at)
     records = [console.Recorder(folder, run.identity, moved, len(runs)) for run in runs]
     if at == settings.rounds:
         return
@@ -115,11 +114,12 @@ def _simulate(
         found = trace(advance, cases[number]._replace(state=good[number]), problem.examples, bad_round)
         keep.last_good(number, found.good)
         console.warn(f"{records[number].name} ends: {found.words}.")
+        rows = bad_round - (stop.round - len(stop.infos["loss"]))  # up to the bad one, which is its last
+        until = Stop(bad_round, {name: values[:rows] for name, values in stop.infos.items()}, found.good)
+        scores = problem.scores(starts[number], code(cases[number].method), found.good)
+        records[number](until, {**_no_numbers(scores), **_measured(code(cases[number].method), until)})
         manifest["stopped"].append({**runs[number].identity, "round": found.round, "why": found.words})
-        folder.write_manifest(manifest)
-        rows = bad_round - 1 - (stop.round - len(stop.infos["loss"]))  # of rounds before it
-        infos = {name: values[:rows] for name, values in stop.infos.items()}
-        records[number](Stop(bad_round - 1, infos, found.good), None)
+        folder.write_manifest(manifest)  # last: a run killed before it ends once more, and its rows are then replaced
         ended.add(number)
 
     def at_stop(stops: Sequence[Stop]) -> None:
@@ -137,8 +137,8 @@ def _simulate(
                         f"{records[number].name}: mixing moved the clients' mean by {drift:.1g} of its size in a "
                         f"round before {round + 1}; the network's weights are not doubly stochastic."
                     )
-                evaluated = round % settings.eval_every == 0 or round == settings.rounds
-                scores = problem.scores(starts[number], method, stop.state) if evaluated else None
+                scored = evaluates(settings, round)
+                scores = problem.scores(starts[number], method, stop.state) if scored else None
                 records[number](stop, scores and {**scores, **_measured(method, stop)})
         stopping = asked()
         if round > 0:
@@ -156,8 +156,9 @@ def _ended(manifest: Manifest, run: Run) -> bool:
     return any(run.identity.items() <= each.items() for each in manifest["stopped"])
 
 
-def _plan(settings: Settings, seed: int, parts: Partition, rounds: range) -> np.ndarray:
-    return plan(seed_keys(seed).batches, parts, rounds, settings.local_steps, settings.batch_size)
+def _no_numbers(scores: Columns) -> dict[str, Any]:
+    """The same columns without a number, which readers show as such: a run that ended early has no final score."""
+    return {name: [None] * len(value) if isinstance(value, list) else None for name, value in scores.items()}
 
 
 def _measured(method: Method, stop: Stop) -> dict[str, float]:

@@ -9,8 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdfl.data.batches import plan
-from jaxdfl.prepare import Prepared
+from jaxdfl.prepare import Prepared, batches
 from jaxdfl.problems import seed_keys
 from jaxdfl.resume import require_same
 from jaxdfl.settings import from_manifest
@@ -74,16 +73,15 @@ def _streams(prepared: Prepared) -> dict[str, dict[str, str]]:
     settings = prepared.settings
     first = range(min(settings.rounds, settings.eval_every, HASHED_ROUNDS))
 
-    def batches(seed: int) -> str:
-        parts = prepared.problem.seeded(seed).parts
-        return _sha256(plan(seed_keys(seed).batches, parts, first, settings.local_steps, settings.batch_size))
-
     def weights(topology: str, seed: int) -> str:
         network, key = prepared.topologies[topology].network, seed_keys(seed).rounds
         return _sha256(*(network.weights(round_keys(key, round).network, round) for round in map(jnp.int32, first)))
 
     return {
-        "batches": {f"seed {seed}": batches(seed) for seed in settings.seeds},
+        "batches": {
+            f"seed {seed}": _sha256(batches(settings, seed, prepared.problem.seeded(seed).parts, first))
+            for seed in settings.seeds
+        },
         "weights": {
             f"{topology}, seed {seed}": weights(topology, seed)
             for topology in prepared.topologies

@@ -13,6 +13,7 @@ from rich.table import Table
 from jaxdfl.console import OUT, duration
 from jaxdfl.execution import cases_of, make, paces
 from jaxdfl.prepare import Prepared, Run
+from jaxdfl.report import size
 from jaxdfl.simulate.operations import matrix_products
 from jaxdfl.simulate.placement import mesh_of
 from jaxdfl.simulate.sweep import pacing, sweep
@@ -144,11 +145,6 @@ def available() -> int | None:
         return None
     kilobytes = dict(line.split(":") for line in meminfo.read_text().splitlines()).get("MemAvailable")
     return None if kilobytes is None else 1024 * int(kilobytes.split()[0])
-
-
-def size(count: int | float) -> str:
-    """`1.23 GB`, or `45.6 MB`; powers of 1000."""
-    return f"{count / 1e9:.3g} GB" if count >= 1e9 else f"{count / 1e6:.3g} MB"
 
 
 class _Compiled(Exception):

@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxdfl import methods
 from jaxdfl.concentration import Keep, arbitrate, example_concentration
+from jaxdfl.data.batches import plan
 from jaxdfl.data.partition import Partition
 from jaxdfl.methods import DEMANDS, METHODS, POOLED
 from jaxdfl.problems import Problem, Seeded, bilinear, domains, seed_keys, text
@@ -124,6 +125,11 @@ def prepare(settings: Settings) -> Prepared:
             with _naming(f"{run.method} on {run.topology}"):
                 jax.eval_shape(partial(_init, settings, start, method), seed_keys(run.seed).rounds)
     return Prepared(settings, runs, topologies, spectra, periods, problem, out)
+
+
+def batches(settings: Settings, seed: int, parts: Partition, rounds: range) -> np.ndarray:
+    """The examples of every step of a stretch of rounds, [rounds, clients, steps, batch]."""
+    return plan(seed_keys(seed).batches, parts, rounds, settings.local_steps, settings.batch_size)
 
 
 def _method(settings: Settings, spectra: dict[str, Spectrum], run: Run) -> Method:

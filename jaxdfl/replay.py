@@ -19,7 +19,7 @@ from jaxdfl.manifest import begin
 from jaxdfl.prepare import prepare
 from jaxdfl.resume import SAME, first_difference
 from jaxdfl.settings import from_manifest
-from jaxdfl.trackers import IDENTITY, ROWS, read_manifest, read_rows
+from jaxdfl.trackers import IDENTITY, ROWS, read_manifest, read_rows, run_key
 
 CLOCK = ("seconds",)  # keys of a row that are not the run's own
 
@@ -89,7 +89,7 @@ def _first_key(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, Any
 def _by_run(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[Any, ...], list[Mapping[str, Any]]]:
     found: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for row in rows:
-        found.setdefault(tuple(row.get(key) for key in IDENTITY), []).append(row)
+        found.setdefault(run_key(row), []).append(row)
     return found
 
 

@@ -20,11 +20,11 @@ from rich import box
 from rich.table import Table
 
 from jaxdfl import figures
-from jaxdfl.trackers import at_rate, read_manifest, read_rows
+from jaxdfl.trackers import IDENTITY, at_rate, read_manifest, read_rows
 
 Row = Mapping[str, Any]
 
-IDENTITY = ("method", "topology", "seed", "round", "learning_rate")  # of a row; other keys are quantities, if numbers
+NO_QUANTITY = ("round", *IDENTITY)  # other keys of a row are quantities, if numbers
 NAME = 24  # characters of a method on one line of a terminal
 FIRST_CHOICE = "dec_lora"  # baseline, where it was run
 FIGURES = {
@@ -153,7 +153,7 @@ def summary_of(manifest: dict[str, Any], rows: Sequence[Row], baseline: str | No
                 continue
             runs, others = last[topology, method], last.get((topology, against[method]), {})
             first = next(iter(runs.values()))
-            quantities = [key for key, value in first.items() if key not in IDENTITY and not isinstance(value, list)]
+            quantities = [key for key, value in first.items() if key not in NO_QUANTITY and not isinstance(value, list)]
             shared = [seed for seed in runs if seed in others] if method != against[method] else []
             gains = [_number(runs[s], mean) - _number(others[s], mean) for s in shared]
             rounds = sorted({row["round"] for row in runs.values()})
@@ -223,7 +223,7 @@ def _cells(summary: Summary) -> tuple[list[str], list[list[str]]]:
             _text(line.gain, f"+{score.form}", score.unit),
             *(_text(line.values.get(key), **shown) for key in columns.values()),
             _text(line.values.get("cross_term"), ".1e"),
-            size(line.values.get("bytes")),
+            size(line.values["bytes"].mean if "bytes" in line.values else math.nan),
         ]
         for line in summary.lines
     ]
@@ -245,12 +245,12 @@ def _text(estimate: Estimate | None, form: str, unit: int = 1) -> str:
     return mean if estimate.deviation is None else f"{mean} ± {deviation.lstrip('+')}"
 
 
-def size(estimate: Estimate | None) -> str:
-    """Bytes in powers of 1000, as networks count them."""
-    if estimate is None or math.isnan(estimate.mean):
+def size(count: int | float) -> str:
+    """Bytes in powers of 1000, as networks count them; nothing for NaN."""
+    if math.isnan(count):
         return ""
-    power = min(int(math.log10(max(estimate.mean, 1)) // 3), 4)
-    return f"{estimate.mean / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
+    power = min(int(math.log10(max(count, 1)) // 3), 4)
+    return f"{count / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
 
 
 def _markdown(summary: Summary) -> str:

@@ -15,18 +15,16 @@ from typing import Any
 from jaxdfl import checkpoint
 from jaxdfl.settings import FREE_ON_RESUME, Settings
 from jaxdfl.simulate.rounds import SimState
-from jaxdfl.trackers import IDENTITY, RunFolder
+from jaxdfl.trackers import RunFolder, run_key
 
 Identity = Mapping[str, Any]  # method, topology, seed (and learning rate) of a run, as rows have it
 NEW = -1  # the point of runs that start from nothing; 0 has the rows of the first evaluation
-SAME = (
-    "model",
-    "data",
-    "partitions",
-    "topologies",
-    "streams",
-    "runs",
-)  # parts of a manifest that settings do not tell all of
+SAME = ("model", "data", "partitions", "topologies", "streams", "runs")  # of a manifest, beside the settings
+
+
+def evaluates(settings: Settings, round: int) -> bool:
+    """Whether the clients are scored after so many rounds, and a row of metrics says how well."""
+    return round % settings.eval_every == 0 or round == settings.rounds
 
 
 def require_same(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -99,8 +97,8 @@ def point(folder: RunFolder, runs: Sequence[tuple[Path, Identity]], ended: Colle
 
 def trim(folder: RunFolder, runs: Sequence[Identity], places: Sequence[Path], point: int) -> None:
     """Drops what the runs will write again when they go on from `point`, and a last line that was cut off."""
-    keys = set(map(_key, runs))
-    folder.keep_rows(lambda row: _key(row) not in keys or row["round"] <= point)
+    keys = set(map(run_key, runs))
+    folder.keep_rows(lambda row: run_key(row) not in keys or row["round"] <= point)
     for place in places:
         checkpoint.drop_after(place, point)
 
@@ -144,15 +142,10 @@ def _reached(folder: RunFolder, run: Identity, settings: Settings) -> int:
     evaluated = {row["round"] for row in folder.rows("metrics.jsonl", run)}
     reached = NEW
     for round in range(settings.rounds + 1):
-        due = round % settings.eval_every == 0 or round == settings.rounds
-        if (round > 0 and round not in by_round) or (due and round not in evaluated):
+        if (round > 0 and round not in by_round) or (evaluates(settings, round) and round not in evaluated):
             break
         reached = round
     return reached
-
-
-def _key(row: Identity) -> tuple[Any, ...]:
-    return tuple(row.get(name) for name in IDENTITY)
 
 
 def _short(value: Any) -> str:

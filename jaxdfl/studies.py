@@ -66,22 +66,18 @@ def records(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     folder = Path(folder)
     manifest, rounds = read_manifest(folder), read_rows(folder / "rounds.jsonl")
     last = {_run(row): row for row in sorted(read_rows(folder / "metrics.jsonl"), key=lambda row: row["round"])}
-    ended = {_run(run) for run in manifest.get("stopped", ())}  # early, on numbers that are not finite
     sums: dict[tuple, list[Record]] = {}
     for row in rounds:
         sums.setdefault(_run(row), []).append(_numbers(row))
     found = []
     for run in manifest["runs"]:
         name, settings, wrappers = parse(run["method"])
-        rows, final = sums.get(_run(run), []), _numbers(last[_run(run)])
-        if _run(run) in ended:
-            rows, final = [], {key: math.nan if isinstance(x, float) else x for key, x in final.items()}
-        means = {f"{key}_over_rounds": float(np.mean([row[key] for row in rows] or math.nan)) for key in AVERAGED}
+        means = {f"{key}_over_rounds": float(np.mean([row[key] for row in sums[_run(run)]])) for key in AVERAGED}
         parts = {"name": name, "settings": settings, "wrappers": {part.name: part.settings for part in wrappers}}
         network = manifest["topologies"].get(run["topology"], {})
         network = {key: network.get(key) for key in ("rho", "recommended_period")}
         names = {"method": at_rate(run), "base": at_rate({**run, "method": run["method"].partition("+")[0]})}
-        found.append({**final, **means, **parts, **names, "period": run["period"], **network})
+        found.append({**_numbers(last[_run(run)]), **means, **parts, **names, "period": run["period"], **network})
     return found
 
 

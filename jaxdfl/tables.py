@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from jaxdfl.comparison import Compared, Comparison
-from jaxdfl.report import Estimate, facts, size
+from jaxdfl.report import facts, size
 from jaxdfl.statistics import Interval, Signs
 
 NOTES = (
@@ -55,7 +55,7 @@ def columns(comparison: Comparison) -> list[Column]:
         Column(score.header("worst client"), scored(lambda line: line.worst)),
         Column(score.header("average model"), scored(lambda line: line.average_model)),
         Column("cross term", [_interval(line.cross_term._replace(low=math.nan), ".1e") for line in lines]),
-        Column("sent", [Cell(size(Estimate(line.bytes.mean, None)), line.bytes.mean) for line in lines]),
+        Column("sent", [Cell(size(line.bytes.mean), line.bytes.mean) for line in lines]),
     ]
     if _bytes_differ(comparison):
         found.append(Column(score.header(f"{score.name} at equal bytes"), scored(lambda line: line.at_bytes)))

@@ -11,6 +11,7 @@
 the order given; a number that is not finite is written as null, since JSON has no word for it.
 """
 
+import errno
 import importlib.metadata
 import json
 import math
@@ -18,6 +19,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,7 @@ WRITTEN = (
 ROWS = ("metrics.jsonl", "rounds.jsonl")
 IDENTITY = ("method", "topology", "seed", "learning_rate")  # what tells a run's rows from another's; the last may lack
 LOCK = ".lock"
+WITHOUT_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)  # what file systems say that know none
 
 
 class RunFolder:
@@ -177,9 +180,14 @@ def _broken(path: str | os.PathLike[str], number: int, line: str) -> str:
     return f"{path}, line {number}: {line.strip()[:60]!r} is no JSON object; delete the line."
 
 
+def run_key(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What a row, or a run's entry in the manifest, shares with all rows of its run and with no other."""
+    return tuple(row.get(name) for name in IDENTITY)
+
+
 def of_run(rows: Iterable[dict[str, Any]], run: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Those of one run; `run` may be a row of it, or its entry in the manifest."""
-    return [row for row in rows if all(row.get(key) == run.get(key) for key in IDENTITY)]
+    return [row for row in rows if run_key(row) == run_key(run)]
 
 
 def at_rate(run: Mapping[str, Any]) -> str:
@@ -229,15 +237,17 @@ def _locked(folder: Path) -> FileLock:
     Raises:
         ValueError: another process holds it.
     """
-    lock = FileLock(folder / LOCK)
+    lock = FileLock(folder / LOCK, fallback_to_soft=False)  # a soft lock would outlive a machine that vanishes
     try:
         lock.acquire(blocking=False)
     except Timeout:
         raise ValueError(
             f"{folder} is in use: another process writes to it; wait for it, or name another folder."
         ) from None
-    except NotImplementedError:  # a file system without locks: nothing is lost but this protection
-        pass
+    except OSError as error:
+        if error.errno not in WITHOUT_LOCKS:
+            raise
+        print(f"warning: {folder} lies on a file system without locks; let one process write there.", file=sys.stderr)
     return lock
 
 

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,7 @@ def test_a_notebook_was_run_and_shows_no_error_and_no_path(path):
     code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
     assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
     assert not [each for cell in code for each in cell["outputs"] if each["output_type"] == "error"]
-    assert "/tmp/" not in json.dumps(code)
+    assert tempfile.gettempdir() not in json.dumps(code)
 
 
 @pytest.mark.slow

@@ -50,7 +50,6 @@ def trace(advance: Advance, case: Case, examples: Any, bad_round: int) -> NotFin
     (good,) = sweep(advance, [case], examples, rounds=bad_round - 1, every=bad_round, stop=lambda stops: None)
     clients = jax.tree.leaves(good.blocks)[0].shape[0]
     alone = Network(lambda key, round: jnp.eye(clients), case.network.work)
-    kept = jax.tree.map(jnp.copy, good)
     last = case._replace(network=alone, state=good)
     (after,) = sweep(advance, [last], examples, rounds=bad_round, every=bad_round, stop=lambda stops: None)
     wrong = {name: _not_finite(block) for name, block in after.blocks._asdict().items()}
@@ -58,7 +57,7 @@ def trace(advance: Advance, case: Case, examples: Any, bad_round: int) -> NotFin
         round=bad_round,
         clients=sorted(set().union(*wrong.values())),
         blocks=[name for name, clients in wrong.items() if clients],
-        good=kept,
+        good=good,
     )
 
 

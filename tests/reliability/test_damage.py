@@ -173,8 +173,13 @@ def test_a_run_whose_numbers_go_wrong_ends_and_the_others_do_not(preset, tmp_pat
     assert ended["learning_rate"] == 1e38
     assert "not finite" in ended["why"]
     rows = [row for row in _rows(tmp_path / "both", "rounds.jsonl") if row["learning_rate"] == 1e38]
-    assert [row["round"] for row in rows] == list(range(1, ended["round"]))
-    assert all(row["loss"] is not None for row in rows)
+    assert [row["round"] for row in rows] == list(range(1, ended["round"] + 1))
+    assert all(row["loss"] is not None for row in rows[:-1])
+    assert None in rows[-1].values()
+    last = [row for row in _rows(tmp_path / "both", "metrics.jsonl") if row["learning_rate"] == 1e38][-1]
+    assert last["round"] == ended["round"]
+    assert last["accuracy_mean"] is None
+    assert "n/a" in (tmp_path / "both" / "summary.md").read_text()  # and not the score that it started with
     good = next((tmp_path / "both" / "checkpoints").glob("*/last-good-*"))
     checkpoint.verify(good)
     assert good.name.endswith(f"{ended['round'] - 1:06d}")
