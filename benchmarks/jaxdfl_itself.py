@@ -17,6 +17,7 @@ import numpy as np
 from benchmarks import workload
 from benchmarks.worker import Result, Turn
 from jaxdfl import presets
+from jaxdfl.arguments import parse
 from jaxdfl.data.examples import Examples
 from jaxdfl.data.packing import place
 from jaxdfl.execution import execute
@@ -25,7 +26,7 @@ from jaxdfl.metrics import Columns
 from jaxdfl.prepare import prepare
 from jaxdfl.problems import Problem
 from jaxdfl.problems.backbone import portions
-from jaxdfl.settings import Settings, parse
+from jaxdfl.settings import Settings
 from jaxdfl.simulate.operations import matrix_products
 from jaxdfl.trackers import read_rows
 

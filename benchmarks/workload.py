@@ -135,13 +135,13 @@ def make(federation: Federation, rounds: int, scratch: Path) -> Workload:
     import jax
 
     from jaxdfl import presets
+    from jaxdfl.arguments import parse
     from jaxdfl.data.batches import plan
     from jaxdfl.models import EncoderConfig, demo_weights
     from jaxdfl.models.names import checkpoint_name
     from jaxdfl.models.sources import locate
     from jaxdfl.prepare import prepare
     from jaxdfl.problems import seed_keys
-    from jaxdfl.settings import parse
     from jaxdfl.simulate.rounds import round_keys
 
     command = federation.command(rounds)

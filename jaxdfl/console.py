@@ -13,7 +13,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from jaxdfl import report
-from jaxdfl.metrics import Columns
 from jaxdfl.simulate.run import Stop
 from jaxdfl.trackers import RunFolder
 
@@ -154,7 +153,7 @@ class Recorder:
         rate = f", learning rate {self.run['learning_rate']:g}" if "learning_rate" in self.run else ""
         return f"{self.run['method']} on {self.run['topology']}, seed {self.run['seed']}{rate}"
 
-    def __call__(self, stop: Stop, scores: Columns | None) -> None:
+    def __call__(self, stop: Stop, scores: Mapping[str, Any] | None) -> None:
         """A row for every round since the last stop, and one for this stop where it has been scored."""
         rounds = len(stop.infos.get("loss", ()))
         loss = None

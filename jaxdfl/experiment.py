@@ -12,13 +12,14 @@ from pathlib import Path
 import jax
 
 from jaxdfl import console
+from jaxdfl.arguments import parse
 from jaxdfl.doctor import check_numerics
 from jaxdfl.execution import STOPPED, execute
 from jaxdfl.manifest import begin
 from jaxdfl.planner import memory, show, work
 from jaxdfl.prepare import prepare
 from jaxdfl.refusal import refuse
-from jaxdfl.settings import Settings, parse
+from jaxdfl.settings import Settings
 
 FAILED = 1  # exit code of runs that broke off; what they have written stays
 REFUSED = 2  # where nothing was begun

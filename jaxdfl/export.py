@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxdfl import checkpoint, methods, peft
+from jaxdfl.arguments import from_manifest
 from jaxdfl.card import card, name
 from jaxdfl.diagnostics import average, average_product
 from jaxdfl.methods import POOLED
@@ -19,7 +20,7 @@ from jaxdfl.models.sources import KNOWN
 from jaxdfl.problems import seed_keys
 from jaxdfl.problems.backbone import backbone
 from jaxdfl.protocol import Method, PerBlock
-from jaxdfl.settings import OTHER_TASKS, Settings, from_manifest, make_optimizer
+from jaxdfl.settings import OTHER_TASKS, Settings, make_optimizer
 from jaxdfl.simulate.rounds import adapters, init
 from jaxdfl.trackers import of_run, read_manifest, read_rows
 from jaxdfl.trees import stack

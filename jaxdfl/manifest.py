@@ -9,10 +9,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdfl.arguments import from_manifest
 from jaxdfl.prepare import Prepared, batches
 from jaxdfl.problems import seed_keys
 from jaxdfl.resume import require_same
-from jaxdfl.settings import from_manifest
 from jaxdfl.simulate.rounds import round_keys
 from jaxdfl.topology.spectrum import recommended_period
 from jaxdfl.trackers import ROWS, RunFolder, environment, read_manifest, strict

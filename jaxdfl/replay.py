@@ -14,11 +14,11 @@ from typing import Any
 
 from jaxdfl.startup import split_cpu  # isort: skip (it comes before jax)
 
+from jaxdfl.arguments import from_manifest
 from jaxdfl.execution import execute
 from jaxdfl.manifest import begin
 from jaxdfl.prepare import prepare
 from jaxdfl.resume import SAME, first_difference
-from jaxdfl.settings import from_manifest
 from jaxdfl.trackers import IDENTITY, ROWS, read_manifest, read_rows, run_key
 
 CLOCK = ("seconds",)  # keys of a row that are not the run's own

@@ -2,17 +2,12 @@
 
 import jaxdfl.startup  # noqa: F401  # isort: skip (it comes before jax, and all that is run imports settings)
 
-import contextlib
-import io
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cache
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Literal
 
 import optax
-import tyro
 
 from jaxdfl import methods
 from jaxdfl.concentration import Keep
@@ -145,41 +140,6 @@ FREE_ON_RESUME = (
 )  # fmt: skip
 
 
-def parse(presets: Mapping[str, Settings], argv: Sequence[str], command: str | None = None) -> Settings:
-    """The command line over a preset (the first one unless `--preset` names another).
-
-    `--help` prints and exits, as tyro does it, and calls the program `command` (None: by its file). What tyro says of
-    mistakes in a box becomes one line.
-
-    Raises:
-        ValueError: unknown preset or option, a value of the wrong type, or a setting out of range.
-    """
-    name = next(iter(presets))
-    for position, word in enumerate(argv):
-        if word == "--preset" and position + 1 < len(argv):
-            name = argv[position + 1]
-        elif word.startswith("--preset="):
-            name = word.partition("=")[2]
-    if name not in presets:
-        raise ValueError(f"unknown preset {name!r}.{did_you_mean(name, presets)} Known: {', '.join(presets)}.")
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            settings, unknown = tyro.cli(
-                Settings, prog=command, args=list(argv), default=presets[name], description=_describe(presets),
-                return_unknown_args=True,
-            )  # fmt: skip
-    except SystemExit as stop:
-        if not stop.code:  # --help
-            raise
-        raise ValueError(_unboxed(said.getvalue())) from None
-    if unknown:
-        flags = [_flag(field.name) for field in fields(Settings)]
-        raise ValueError(f"unknown option {unknown[0]!r}.{did_you_mean(unknown[0], flags)} See --help for all of them.")
-    check(settings)
-    return settings
-
-
 def check(settings: Settings) -> None:
     """Refuses what can be refused without loading anything.
 
@@ -189,9 +149,9 @@ def check(settings: Settings) -> None:
     for name in ("methods", "topologies", "seeds", "targets", "learning_rate"):
         values = getattr(settings, name)
         if not values:
-            raise ValueError(f"`{_flag(name)}` is empty; name at least one.")
+            raise ValueError(f"`{flag(name)}` is empty; name at least one.")
         if len(set(values)) < len(values):
-            raise ValueError(f"`{_flag(name)}` names one twice: {' '.join(map(str, values))}.")
+            raise ValueError(f"`{flag(name)}` names one twice: {' '.join(map(str, values))}.")
     known = (*TASKS, *OTHER_TASKS)
     arbiter_of(settings)
     adapted_layers(settings)
@@ -218,7 +178,7 @@ def check(settings: Settings) -> None:
     for name in at_least_one:
         value = getattr(settings, name)
         if value is not None and value < 1:
-            raise ValueError(f"`{_flag(name)}` must be at least 1, got {value}.")
+            raise ValueError(f"`{flag(name)}` must be at least 1, got {value}.")
     if settings.resume and settings.overwrite:
         raise ValueError("`--resume` goes on with the run in --out and `--overwrite` removes it; give one of them.")
     if settings.resume and settings.out is None:
@@ -227,10 +187,10 @@ def check(settings: Settings) -> None:
     positive += [(name, getattr(settings, name)) for name in ("alpha", "clip", "checkpoint_minutes")]
     for name, value in positive:
         if value is not None and not 0 < value < float("inf"):
-            raise ValueError(f"`{_flag(name)}` must be a positive number, got {value}.")
+            raise ValueError(f"`{flag(name)}` must be a positive number, got {value}.")
     for name, below in (("weight_decay", float("inf")), ("lora_dropout", 1.0)):
         if not 0 <= getattr(settings, name) < below:
-            raise ValueError(f"`{_flag(name)}` must lie in [0, {below}), got {getattr(settings, name)}.")
+            raise ValueError(f"`{flag(name)}` must lie in [0, {below}), got {getattr(settings, name)}.")
     if any(not 0 <= seed < 2**32 for seed in settings.seeds):
         raise ValueError(f"`--seeds` must lie in [0, 2^32), got {' '.join(map(str, settings.seeds))}.")
     for pattern in settings.targets:
@@ -240,46 +200,6 @@ def check(settings: Settings) -> None:
             raise ValueError(f"`--targets`: {pattern!r} is no regular expression ({error}).") from None
     if settings.max_length < 8:
         raise ValueError(f"`--max-length` must be at least 8 tokens, got {settings.max_length}.")
-
-
-def from_manifest(manifest: Mapping[str, Any]) -> Settings:
-    """The settings that a run's manifest.json keeps, checked again.
-
-    Raises:
-        ValueError: a setting is missing or unknown, as in the manifest of another version of jaxdfl, is of another
-            type, or out of range.
-    """
-    mapping = manifest.get("settings")
-    if not isinstance(mapping, Mapping):
-        raise ValueError(f"`settings` of the manifest should hold settings, it is {mapping!r}.")
-    known = [field.name for field in fields(Settings)]
-    missing = [name for name in known if name not in mapping]
-    unknown = [name for name in mapping if name not in known]
-    if missing or unknown:
-        what = f"lacks {', '.join(missing)}" if missing else f"holds {', '.join(unknown)}, unknown here"
-        raise ValueError(f"`settings` of the manifest {what}: another version of jaxdfl wrote it; use that version.")
-    values: dict[str, Any] = {name: tuple(x) if isinstance(x, list) else x for name, x in mapping.items()}
-    for name, hint in get_type_hints(Settings).items():
-        if not _fits(values[name], hint):
-            raise ValueError(
-                f"`settings.{name}` of the manifest is {values[name]!r}, which is no {getattr(hint, '__name__', hint)}."
-            )
-    settings = Settings(**values)
-    check(settings)
-    return settings
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether the value is of the type that a setting is declared with."""
-    if get_origin(hint) is Literal:
-        return value in get_args(hint)
-    if get_origin(hint) is tuple:
-        return isinstance(value, tuple) and all(_fits(each, get_args(hint)[0]) for each in value)
-    if get_origin(hint) in (Union, UnionType):
-        return any(_fits(value, each) for each in get_args(hint))
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    return type(value) is hint
 
 
 def arbiter_of(settings: Settings) -> tuple[Keep, float]:
@@ -333,23 +253,6 @@ def make_step_scale(settings: Settings, learning_rate: float) -> optax.Schedule:
     return optax.constant_schedule(learning_rate)
 
 
-def _flag(name: str) -> str:
+def flag(name: str) -> str:
+    """A setting's option on the command line."""
     return "--" + name.replace("_", "-")
-
-
-def _describe(presets: Mapping[str, Settings]) -> str:
-    lines = [f"  {name}: {p.weights}, {p.task}, {' '.join(p.topologies)}" for name, p in presets.items()]
-    return (Settings.__doc__ or "") + "\n\nPresets (--preset NAME):\n" + "\n".join(lines)
-
-
-def _unboxed(text: str) -> str:
-    """What tyro says in a box up to its first rule, or, where it draws no box, between a title's rule and the next."""
-    lines = [line.strip("│ ") for line in text.splitlines() if not line.startswith(("╭", "╰"))]
-    parts: list[list[str]] = [[]]
-    for line in lines:
-        if line and set(line) <= {"─", "-"}:
-            parts.append([])
-        else:
-            parts[-1].append(line)
-    said = parts[0] if "╭" in text or len(parts) == 1 else parts[1]
-    return " ".join(" ".join(said).split()).partition(" Got errors:")[0]

@@ -115,7 +115,7 @@ def test_each_way_of_padding_holds_its_sentences_and_the_batch_way_is_the_shorte
 
 def test_the_federation_is_one_that_jaxdfl_accepts():
     from jaxdfl import presets
-    from jaxdfl.settings import parse
+    from jaxdfl.arguments import parse
 
     settings = parse({"benchmark": presets.MINILM}, workload.Federation(clients=7).command(5))
     assert (settings.clients, settings.rounds, settings.task) == (7, 5, "natural_logic")

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 from jaxdfl import __version__, experiment, presets
+from jaxdfl.arguments import parse
 from jaxdfl.commands import COMMANDS, EXAMPLES, main
 from jaxdfl.commands.methods import file_of, paper, spelt
 from jaxdfl.commands.sweep import folder_name, split
 from jaxdfl.methods import METHODS, WRAPPERS
-from jaxdfl.settings import check, parse
+from jaxdfl.settings import check
 from jaxdfl.topology import build
 from jaxdfl.trackers import read_manifest
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from jaxdfl import experiment, methods, peft
+from jaxdfl.arguments import from_manifest
 from jaxdfl.export import export
 from jaxdfl.problems import backbone, text
 from jaxdfl.protocol import PerBlock
-from jaxdfl.settings import from_manifest
 from jaxdfl.simulate.rounds import SimState
 from jaxdfl.trackers import read_manifest, read_rows
 

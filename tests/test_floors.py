@@ -16,23 +16,24 @@ FLOORS = {
     "simulate": 5,
     "checkpoint": 6, "settings": 6, "trackers": 6, "report": 6, "figures": 6, "doctor": 6,
     "console": 6, "problems": 6, "presets": 6, "studies": 6, "prepare": 6, "startup": 6, "experiment": 6,
-    "refusal": 6, "planner": 6, "execution": 6, "interrupts": 6, "manifest": 6, "replay": 6, "resume": 6,
+    "refusal": 6, "planner": 6, "arguments": 6, "execution": 6, "interrupts": 6, "manifest": 6, "replay": 6,
+    "resume": 6,
     "export": 6, "card": 6, "drawings": 6, "comparison": 6, "tables": 6, "page": 6, "commands": 6, "__main__": 6,
 }  # fmt: skip
 TOP = max(FLOORS.values())
 BESIDE = {  # what a module may import on its own floor; all others import nothing there
     "peft": {"models"}, "experiment": set(FLOORS),
     "execution": set(FLOORS) - {"experiment", "replay", "commands", "planner"},
-    "planner": {"prepare", "execution", "console"},
-    "replay": set(FLOORS) - {"commands"}, "manifest": {"prepare", "problems", "resume", "settings", "trackers"},
+    "planner": {"prepare", "execution", "console", "report"},
+    "replay": set(FLOORS) - {"commands"}, "manifest": {"arguments", "prepare", "problems", "resume", "trackers"},
     "resume": {"checkpoint", "settings", "trackers"}, "problems": {"settings"}, "presets": {"settings"},
-    "settings": {"startup"}, "studies": {"trackers", "figures"},
+    "settings": {"startup"}, "arguments": {"settings"}, "studies": {"trackers", "figures"},
     "prepare": {"settings", "trackers", "problems"}, "console": {"report", "trackers"},
     "report": {"trackers", "figures"}, "card": {"trackers"},
     "drawings": {"figures"}, "comparison": {"report", "trackers", "settings"}, "tables": {"comparison", "report"},
     "page": {"comparison", "report", "tables", "drawings", "figures", "trackers"},
     "commands": set(FLOORS), "__main__": {"commands"},
-    "export": {"checkpoint", "settings", "trackers", "problems", "card"},
+    "export": {"arguments", "checkpoint", "settings", "trackers", "problems", "card"},
 }  # fmt: skip
 WRITERS = {"peft"}  # adapter folders are what it is for
 MODULES = sorted((ROOT / "jaxdfl").rglob("*.py"))

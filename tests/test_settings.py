@@ -8,7 +8,8 @@ from pathlib import Path
 import jax.numpy as jnp
 import pytest
 
-from jaxdfl.settings import OPTIMIZERS, Settings, check, from_manifest, make_optimizer, make_step_scale, parse
+from jaxdfl.arguments import from_manifest, parse
+from jaxdfl.settings import OPTIMIZERS, Settings, check, make_optimizer, make_step_scale
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 import mnli

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_origin, get_type_hints
 
 from jaxdfl import experiment
+from jaxdfl.arguments import parse
 from jaxdfl.console import OUT
 from jaxdfl.execution import NOT_FINITE
 from jaxdfl.presets import PRESETS
 from jaxdfl.refusal import refuse
-from jaxdfl.settings import Settings, parse
+from jaxdfl.settings import Settings
 
 ABOUT = """\
 usage: jaxdfl sweep [any options of `jaxdfl run`, each with one or more values] --out DIR
