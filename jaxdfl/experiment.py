@@ -3,7 +3,7 @@
 `experiments/*.py` call `main` with their presets. A run is one method on one topology with one seed.
 """
 
-from jaxdfl.startup import programs_kept, split_cpu  # isort: skip (it comes before jax)
+from jaxdfl.startup import precision, programs_kept, split_cpu  # isort: skip (it comes before jax)
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -46,7 +46,7 @@ def main(
     except ValueError as error:
         return refuse(error, REFUSED)
     split_cpu(settings.cpu_devices if settings.sweep else 1)
-    with programs_kept(settings.compilation_cache):
+    with programs_kept(settings.compilation_cache), precision(settings.dtype):
         try:
             check_numerics()
             prepared = prepare(settings)

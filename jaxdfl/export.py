@@ -22,6 +22,7 @@ from jaxdfl.problems.backbone import backbone
 from jaxdfl.protocol import Method, PerBlock
 from jaxdfl.settings import OTHER_TASKS, Settings, make_optimizer
 from jaxdfl.simulate.rounds import adapters, init
+from jaxdfl.startup import precision
 from jaxdfl.trackers import of_run, read_manifest, read_rows
 from jaxdfl.trees import stack
 
@@ -56,7 +57,8 @@ def export(
     """
     chosen = _choose(Path(folder), run)
     saved, rounds = _checkpoint(Path(folder), chosen.number)
-    adapter, model_type = _adapter(saved, chosen, client)
+    with precision(chosen.settings.dtype):
+        adapter, model_type = _adapter(saved, chosen, client)
     settings, model = chosen.settings, chosen.manifest["model"]
     about, rank = ABOUT.get(client, f"client {client}"), next(iter(adapter.a.values())).shape[0]
     base = next((KNOWN[digest].hub for digest in model["sha256"].values() if digest in KNOWN), model["name"])

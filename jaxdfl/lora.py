@@ -43,7 +43,7 @@ def init_factors(
             raise ValueError(f"`rank` must lie in 1..{min(d_in, d_out)} for {path} ({d_in} -> {d_out}), got {rank}.")
         bound = d_in**-0.5
         path_key = jax.random.fold_in(key, _stable_hash(path))
-        a[path] = jax.random.uniform(path_key, (rank, d_in), minval=-bound, maxval=bound)
+        a[path] = jax.random.uniform(path_key, (rank, d_in), jnp.float32, -bound, bound).astype(float)
         b[path] = jnp.zeros((d_out, rank))
     return a, b
 

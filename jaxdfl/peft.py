@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 from safetensors import SafetensorError, safe_open
@@ -172,7 +171,7 @@ def _open(folder: Path, model_type: str) -> dict[str, Array]:
     path = _weights(folder)
     try:
         with safe_open(path, framework="flax") as file:  # NumPy has no bfloat16
-            tensors = {name: file.get_tensor(name).astype(jnp.float32) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name).astype(float) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{folder.name}/{WEIGHTS} is damaged or cut off ({error}); copy it again.") from error
     for other in HEADS:

@@ -12,7 +12,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from jaxdfl.startup import split_cpu  # isort: skip (it comes before jax)
+from jaxdfl.startup import precision, split_cpu  # isort: skip (it comes before jax)
 
 from jaxdfl.arguments import from_manifest
 from jaxdfl.execution import execute
@@ -47,9 +47,10 @@ def replay(folder: Path, out: Path | None = None) -> tuple[str | None, list[str]
             resume=False,
             checkpoints=out is not None,
         )
-        prepared = prepare(settings)
-        run, manifest = begin(prepared, before["command"])
-        execute(prepared, run, manifest)
+        with precision(settings.dtype):
+            prepared = prepare(settings)
+            run, manifest = begin(prepared, before["command"])
+            execute(prepared, run, manifest)
         return (
             next(filter(None, (_parts(before, manifest), *(_rows(folder, run.path, name) for name in ROWS))), None),
             _environments(before, manifest),

@@ -97,8 +97,9 @@ class Settings:
     same, and so are all diagnostics."""
     mixing_rule: Literal["metropolis_hastings", "laplacian", "max_degree", "uniform"] = "metropolis_hastings"
     """From a graph to doubly stochastic weights."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the frozen backbone's arithmetic; auto is bfloat16 on accelerators. Factors and mixing are float32."""
+    dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
+    """Of the frozen backbone's arithmetic; auto is bfloat16 on accelerators. Factors and mixing are float32. With
+    float64 everything is: a slow reference from the same starts and draws, which tells rounding from a fault."""
     remat: bool = False
     """Compute activations again for the gradient rather than keep them: less memory, one more forward pass."""
     packing: bool = True

@@ -50,6 +50,17 @@ def programs_kept(on: bool) -> Iterator[None]:
         _keep_in(None, usual)
 
 
+@contextmanager
+def precision(dtype: str) -> Iterator[None]:
+    """Lets JAX compute in float64 where `dtype` says so, and its own way again afterwards."""
+    usual = jax.config.read("jax_enable_x64")
+    jax.config.update("jax_enable_x64", usual or dtype == "float64")
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_x64", usual)
+
+
 def _option(name: str) -> Any:
     return getattr(jax.config, name)
 

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 Tree = Any
@@ -33,7 +34,12 @@ def as_data(function: Callable) -> Partial:
 
 def wide(x: Array) -> Array:
     """At least float32: half precision is widened, float64 kept."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x.astype(at_least_float32(x.dtype))
+
+
+def at_least_float32(dtype: DTypeLike) -> DTypeLike:
+    """float32 for half precision, the dtype itself for float32 and float64."""
+    return jnp.promote_types(dtype, jnp.float32)
 
 
 def along(values: Array, x: Array) -> Array:

@@ -23,6 +23,7 @@ blocks that rest, holds here too.
 from functools import cache
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from jaxdfl.methods.d2 import Corrected
@@ -43,7 +44,7 @@ def sometimes(inner: Mixer, probability: float, prox: float) -> Mixer:
 
     def mix(exchange: Exchange, blocks: PerBlock, state: Corrected) -> tuple[PerBlock, Corrected, Info]:
         coin, key = jax.random.split(exchange.key)
-        speaks = jax.random.bernoulli(coin, probability)
+        speaks = jax.random.bernoulli(coin, jnp.float32(probability))
         moved = optax.tree.add(blocks, state.correction)
         mixed, inner_state, info = inner.mix(only_if(speaks, exchange._replace(key=key)), moved, state.inner)
         correction = optax.tree.add_scale(state.correction, probability, optax.tree.sub(mixed, moved))

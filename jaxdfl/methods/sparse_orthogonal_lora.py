@@ -83,7 +83,7 @@ def own_subspaces(orthogonality: Orthogonality, clusters: Clusters):
 
     def start(key: RoundKey, blocks: PerBlock, base: Base) -> PerBlock:
         def draw(path: str, a: Array) -> Float[Array, "clients rank d_in"]:
-            drawn = jax.random.normal(jax.random.fold_in(key, crc32(path.encode())), a.shape)
+            drawn = jax.random.normal(jax.random.fold_in(key, crc32(path.encode())), a.shape, jnp.float32)
             if orthogonality == "gaussian":
                 return (drawn / jnp.linalg.norm(drawn, axis=-1, keepdims=True)).astype(a.dtype)
             clients, rank, d_in = a.shape

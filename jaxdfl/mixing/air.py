@@ -71,7 +71,7 @@ def over_the_air(
     def mix(exchange: Exchange, blocks: PerBlock, state: State) -> tuple[PerBlock, State, Info]:
         last, inner_state = state
         fading, noise, key = jax.random.split(exchange.key, 3)
-        gain = jax.random.exponential(fading, exchange.weights.shape)  # |h_ij|^2
+        gain = jax.random.exponential(fading, exchange.weights.shape, jnp.float32)  # |h_ij|^2
         silent = carries(exchange) & (gain <= truncation)
         weights = without(exchange.weights, silent)
         asked = jnp.where(silent, 0, jnp.square(weights) / gain)  # power that i asks of j for a signal of power 1

@@ -122,7 +122,7 @@ def grid(bits: int, dithered: bool) -> Compressor:
     def compress(key: RoundKey, x: Array) -> Array:
         largest = jnp.max(jnp.abs(x), axis=range(1, x.ndim), keepdims=True)
         scaled = jnp.where(largest > 0, x / largest, 0) * levels
-        whole = jnp.floor(scaled + jax.random.uniform(key, x.shape, x.dtype)) if dithered else jnp.round(scaled)
+        whole = jnp.floor(scaled + jax.random.uniform(key, x.shape, jnp.float32)) if dithered else jnp.round(scaled)
         return whole * (largest / levels)
 
     return Compressor(compress, size=lambda x: x[0].size * bits / 8 + 4)  # 4 bytes: the largest magnitude

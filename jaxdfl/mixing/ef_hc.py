@@ -54,7 +54,7 @@ def ef_hc(inner: Mixer, threshold: float, bandwidths: Bandwidths = "equal") -> M
 
     def mix(exchange: Exchange, blocks: PerBlock, state: Personal) -> tuple[PerBlock, State, Info]:
         rho = 1 / bandwidth(bandwidths, len(exchange.weights))
-        limits = threshold * rho / jnp.sqrt(1 + jnp.asarray(exchange.round, jnp.float32))
+        limits = threshold * rho / jnp.sqrt(1 + jnp.asarray(exchange.round, float))
         triggered = moved(blocks, state.snapshots, exchange.shared) >= limits
         triggered &= jnp.any(jnp.array(exchange.shared))
         now = PerBlock(*(jax.vmap(keep)(triggered, *pair) for pair in zip(blocks, state.snapshots, strict=True)))
@@ -81,7 +81,7 @@ def random_gossip(inner: Mixer, probability: float) -> Mixer:
 
     def mix(exchange: Exchange, blocks: PerBlock, state: State) -> tuple[PerBlock, State, Info]:
         own, key = jax.random.split(exchange.key)
-        awake = jax.random.bernoulli(own, probability, exchange.weights.shape[:1])
+        awake = jax.random.bernoulli(own, jnp.float32(probability), exchange.weights.shape[:1])
         active = restricted(exchange._replace(key=key), awake[:, None] | awake)
         blocks, state, info = inner.mix(active, blocks, state)
         return blocks, state, info | {"awake": jnp.sum(awake, dtype=jnp.int32)}

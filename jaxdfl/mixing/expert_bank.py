@@ -76,7 +76,7 @@ def expert_bank(inner: Mixer, clusters: Clusters = 1) -> Mixer:
         table = jnp.asarray(members(clients, clusters))
         messages = _messages(table, blocks)
         experts = {path: jnp.moveaxis(messages.b[path], 0, 1) for path in blocks.b}  # each knows its own
-        return Bank(table, blocks.a, experts, own_slot(table).astype(jnp.float32), jax.vmap(inner.init)(messages))
+        return Bank(table, blocks.a, experts, own_slot(table).astype(float), jax.vmap(inner.init)(messages))
 
     def mix(exchange: Exchange, blocks: PerBlock, bank: Bank) -> tuple[PerBlock, Bank, Info]:
         own = own_slot(bank.members)
@@ -143,4 +143,4 @@ def _messages(table: Array, blocks: PerBlock) -> PerBlock:
     """By slot, [slots, clients, ...]: B and a one at the slot's owners, zeros at all others."""
     own = own_slot(table).T
     b = {path: jnp.where(_per_expert(own), x, 0) for path, x in blocks.b.items()}
-    return PerBlock({}, b | {SENDER: own[:, :, None].astype(jnp.float32)}, {})
+    return PerBlock({}, b | {SENDER: own[:, :, None].astype(float)}, {})

@@ -83,7 +83,7 @@ def rayleigh(
     power, threshold = 10 ** (snr_db / 10), 10 ** (threshold_db / 10)
 
     def rates(clients: int) -> Array:
-        places = jax.random.uniform(jax.random.key(seed), (clients, 2))
+        places = jax.random.uniform(jax.random.key(seed), (clients, 2), jnp.float32)
         return outage_rates(places, power, exponent, noise=1.0, threshold=threshold)
 
     return _lossy(inner, rates, rule, symmetric)
@@ -131,7 +131,7 @@ def _lossy(inner: Mixer, rates: Callable[[int], Array], rule: Rule, symmetric: b
 
 
 def _drawn(key: Key[Array, ""], rate: Float[Array, "m m"], symmetric: bool) -> Bool[Array, "m m"]:
-    draw = jax.random.bernoulli(key, rate)
+    draw = jax.random.bernoulli(key, rate.astype(jnp.float32))
     upper = jnp.triu(draw)
     return upper | upper.T if symmetric else draw
 

@@ -48,7 +48,7 @@ def disturbed(key: RoundKey, blocks: PerBlock, deviations: PerBlock, shared: Per
 
     def disturb(block: Tree, keys: Tree, deviation: Array) -> Tree:
         def leaf(x: Array, key: Array) -> Array:
-            draw = jax.random.normal(key, x.shape, wide(x).dtype)
+            draw = jax.random.normal(key, x.shape, jnp.float32)
             return (wide(x) + along(deviation, x) * draw).astype(x.dtype)
 
         return jax.tree.map(leaf, block, keys)

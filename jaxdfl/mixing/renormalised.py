@@ -60,7 +60,7 @@ def holders(blocks: PerBlock) -> PerBlock:
     both = [path for path in blocks.a if path in blocks.b]
     held = {path: (blocks.a[path] != 0).any(2) | (blocks.b[path] != 0).any(1) for path in both}
     return PerBlock(
-        a={path: h[:, :, None].astype(jnp.float32) for path, h in held.items()},
-        b={path: h[:, None, :].astype(jnp.float32) for path, h in held.items()},
+        a={path: h[:, :, None].astype(float) for path, h in held.items()},
+        b={path: h[:, None, :].astype(float) for path, h in held.items()},
         head=jnp.ones((jax.tree.leaves(blocks)[0].shape[0], 1)),  # everybody holds the head
     )

@@ -65,7 +65,7 @@ def _stragglers_first(inner: Mixer, fraction: float, correction: bool, redrawn: 
         late = jnp.arange(clients) < round(fraction * clients)
         if redrawn:
             late = jax.random.permutation(choice, late)
-        depth = jnp.where(late, jax.random.randint(depths, (clients,), 1, layers + 1), layers)
+        depth = jnp.where(late, jax.random.randint(depths, (clients,), 1, layers + 1, jnp.int32), layers)
         reached = reach(blocks, state.start, depth, late if correction else None)
         mixed, inner_state, info = inner.mix(exchange._replace(key=key), reached, state.inner)
         unreached = jnp.sum(layers - depth, dtype=jnp.int32)

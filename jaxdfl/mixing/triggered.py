@@ -68,7 +68,7 @@ def event_triggered(
         return Triggered(blocks, PerBlock(everything, everything, everything), inner.init(blocks))
 
     def mix(exchange: Exchange, blocks: PerBlock, state: Triggered) -> tuple[PerBlock, State, Info]:
-        tau = threshold * (jnp.asarray(exchange.round, jnp.float32) + 1) ** -POWERS[decay]
+        tau = threshold * (jnp.asarray(exchange.round, float) + 1) ** -POWERS[decay]
 
         def speaks(block: Tree, shared: Array | bool, one: PerBlock) -> Array:  # [clients]
             over = one if per == "block" else exchange.shared

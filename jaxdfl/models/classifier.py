@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 from zlib import crc32
 
-import jax.numpy as jnp
 import optax
 from flax import nnx
 from jaxtyping import Array, Float, Key
@@ -20,6 +19,7 @@ from jaxdfl.models.encoder import EncoderClassifier
 from jaxdfl.models.layers import Adapter, Linear
 from jaxdfl.models.paths import modules, put_together, take_apart
 from jaxdfl.protocol import Base, PerBlock
+from jaxdfl.trees import wide
 
 Logits = Callable[[Any, PerBlock, Examples | Rows, Key[Array, ""] | None], Float[Array, "batch classes"]]
 Loss = Callable[[Any, PerBlock, Examples, Key[Array, ""] | None], Float[Array, ""]]
@@ -31,7 +31,7 @@ class Classifier(NamedTuple):
     blocks: PerBlock  # one client's first blocks; a and b by path, head a flat dict by path, {} when it is frozen
     frozen: Any  # every other weight by path
     logits: Logits  # (frozen, blocks, examples, key): a key switches dropout on, None is evaluation
-    base: Callable[[Any], Base]  # frozen -> the adapted layers' W0 / scale by path, [d_out, d_in], float32
+    base: Callable[[Any], Base]  # frozen -> the adapted layers' W0 / scale by path, [d_out, d_in], float32 at least
 
 
 def adapt(
@@ -87,7 +87,7 @@ def adapt(
         return client(examples, key)
 
     def base(frozen: Any) -> Base:
-        return {path: frozen[f"{path}/kernel"].T.astype(jnp.float32) * (rank / alpha) for path in paths}
+        return {path: wide(frozen[f"{path}/kernel"].T) * (rank / alpha) for path in paths}
 
     return Classifier(PerBlock(a, b, head), frozen, logits, base)
 

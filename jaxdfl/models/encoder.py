@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxdfl.data.examples import Examples, Rows, one_a_row
 from jaxdfl.models.layers import ACTIVATIONS, Attention, Embedding, FeedForward, LayerNorm, Linear
+from jaxdfl.trees import at_least_float32, wide
 
 # Which modules a task's own head consists of. BERT's pooler is pretrained, so it belongs to the backbone; RoBERTa has
 # none that is, and its dense layer (`classifier.dense` in a checkpoint, `pooler` here) starts anew with every task.
@@ -169,18 +170,19 @@ def _within(sentence: Int[Array, "rows length"], sentences: int) -> Bool[Array, 
 class EncoderClassifier(nnx.Module):
     """Sequence classification on the first token, as in BertFor- and RobertaForSequenceClassification.
 
-    `dtype` is the dtype of the backbone and of its arithmetic; the head is kept and run in float32.
+    `dtype` is the dtype of the backbone and of its arithmetic; the head is kept and run in float32 at least.
     """
 
     def __init__(self, config: EncoderConfig, classes: int, dtype: DTypeLike = jnp.float32):
         self.config, self.longest = config, config.positions - config.position_offset
         self.embeddings = Embeddings(config, dtype)
         self.encoder = Encoder(config, dtype)
-        self.pooler = Linear(config.width, config.width, jnp.float32 if "pooler" in config.head else dtype)
-        self.classifier = Linear(config.width, classes, jnp.float32)
+        self.pooler = Linear(config.width, config.width, at_least_float32(dtype) if "pooler" in config.head else dtype)
+        self.classifier = Linear(config.width, classes, at_least_float32(dtype))
 
     def __call__(self, examples: Examples | Rows, key: Key[Array, ""] | None = None) -> Float[Array, "batch classes"]:
-        """Logits, float32, of each example, or of each slot of packed rows (without a sentence: finite, meaningless).
+        """Logits, float32 at least, of each example, or of each slot of packed rows (without a sentence: finite,
+        meaningless).
 
         A key switches LoRA dropout on.
         """
@@ -191,5 +193,5 @@ class EncoderClassifier(nnx.Module):
                 )
             examples = one_a_row(examples)
         first = self.encoder(self.embeddings(examples), examples.sentence, examples.firsts, key)
-        first = first.reshape(-1, first.shape[-1]).astype(jnp.float32)
+        first = wide(first.reshape(-1, first.shape[-1]))
         return self.classifier(jnp.tanh(self.pooler(first, key)), key)

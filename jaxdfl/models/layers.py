@@ -1,6 +1,6 @@
 """The layers of a transformer encoder, in plain Flax, and the LoRA adapter that any linear layer may carry.
 
-Every module computes in the dtype of its input. Statistics of a LayerNorm and the softmax are float32 throughout.
+Every module computes in the dtype of its input. Statistics of a LayerNorm and the softmax are float32 at least.
 Constructors only lay out shapes (zeros and ones); `jaxdfl.models.pretrained` fills in the values.
 """
 
@@ -12,6 +12,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from jaxdfl.trees import at_least_float32, wide
+
 ACTIVATIONS = {  # by their names in a Hugging Face config
     "gelu": partial(jax.nn.gelu, approximate=False),
     "gelu_new": partial(jax.nn.gelu, approximate=True),
@@ -21,11 +23,11 @@ ACTIVATIONS = {  # by their names in a Hugging Face config
 
 
 class LoraA(nnx.Variable):
-    """Factor A, [rank, d_in], float32."""
+    """Factor A, [rank, d_in], float32 at least."""
 
 
 class LoraB(nnx.Variable):
-    """Factor B, [d_out, rank], float32."""
+    """Factor B, [d_out, rank], float32 at least."""
 
 
 class Adapter(nnx.Module):
@@ -52,7 +54,7 @@ class Adapter(nnx.Module):
     def __call__(self, x: Float[Array, "... d_in"], key: Key[Array, ""] | None = None) -> Float[Array, "... d_out"]:
         """scale * dropout(x) A^T B^T; without a key nothing is dropped."""
         if key is not None and self.dropout > 0:
-            kept = jax.random.bernoulli(jax.random.fold_in(key, self.salt), 1 - self.dropout, x.shape)
+            kept = jax.random.bernoulli(jax.random.fold_in(key, self.salt), jnp.float32(1 - self.dropout), x.shape)
             x = jnp.where(kept, x / (1 - self.dropout), 0)
         return self.scale * (x @ self.a[...].astype(x.dtype).T) @ self.b[...].astype(x.dtype).T
 
@@ -79,8 +81,7 @@ class LayerNorm(nnx.Module):
         self.epsilon = epsilon
 
     def __call__(self, x: Float[Array, "... width"]) -> Float[Array, "... width"]:
-        wide = x.astype(jnp.float32)
-        centred = wide - wide.mean(-1, keepdims=True)
+        centred = wide(x) - wide(x).mean(-1, keepdims=True)
         variance = jnp.square(centred).mean(-1, keepdims=True)
         return (centred * jax.lax.rsqrt(variance + self.epsilon) * self.scale[...] + self.bias[...]).astype(x.dtype)
 
@@ -117,8 +118,9 @@ class Attention(nnx.Module):
             layer(x, key).reshape(*x.shape[:2], self.heads, -1)  # [batch, positions, heads, width per head]
             for layer, x in ((self.query, queries), (self.key, hidden), (self.value, hidden))
         )
-        scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
-        scores = jnp.where(mask[:, None], scores, jnp.finfo(jnp.float32).min)
+        scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=at_least_float32(q.dtype))
+        scores *= q.shape[-1] ** -0.5
+        scores = jnp.where(mask[:, None], scores, jnp.finfo(scores.dtype).min)
         attended = jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores).astype(v.dtype), v)
         return self.output(attended.reshape(queries.shape), key)
 

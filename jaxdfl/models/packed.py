@@ -38,10 +38,10 @@ def packed_cross_entropy(logits: Logits, room: Room) -> Loss:
 
     @jax.custom_vjp
     def total(blocks: PerBlock, frozen: Any, groups: Rows, used: Array, key: Array | None) -> Float[Array, ""]:
-        return over_groups(lambda rows, key: of_group(blocks, frozen, rows, key), groups, used, key, jnp.float32(0))
+        return over_groups(lambda rows, key: of_group(blocks, frozen, rows, key), groups, used, key, jnp.zeros(()))
 
     def forward(blocks: PerBlock, frozen: Any, groups: Rows, used: Array, key: Array | None) -> tuple[Array, PerBlock]:
-        zero = jnp.float32(0), jax.tree.map(jnp.zeros_like, blocks)
+        zero = jnp.zeros(()), jax.tree.map(jnp.zeros_like, blocks)
         return over_groups(
             lambda rows, key: jax.value_and_grad(of_group)(blocks, frozen, rows, key), groups, used, key, zero
         )

@@ -109,8 +109,8 @@ def _skeleton(
     """The model's structure and the shapes of its arrays; nothing is allocated."""
     if classes < 1:
         raise ValueError(f"`classes` must be at least 1, got {classes}.")
-    if jnp.dtype(dtype) not in (jnp.float32, jnp.bfloat16):
-        raise ValueError(f"`dtype` must be float32 or bfloat16, got {jnp.dtype(dtype).name}.")
+    if jnp.dtype(dtype) not in (jnp.float32, jnp.bfloat16, jnp.float64):
+        raise ValueError(f"`dtype` must be float32, bfloat16 or float64, got {jnp.dtype(dtype).name}.")
     return take_apart(nnx.eval_shape(lambda: EncoderClassifier(config, classes, dtype)))
 
 
@@ -124,7 +124,7 @@ def _fresh(
     if leaf == "bias":
         return jnp.zeros(shape.shape, shape.dtype)
     path_key = jax.random.fold_in(key, crc32(path.encode()))
-    return (deviation * jax.random.normal(path_key, shape.shape)).astype(shape.dtype)
+    return (deviation * jax.random.normal(path_key, shape.shape, jnp.float32)).astype(shape.dtype)
 
 
 def _read_config(folder: Path) -> EncoderConfig:

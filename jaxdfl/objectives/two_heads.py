@@ -39,7 +39,7 @@ def two_heads(classifier: Classifier, key: Key[Array, ""]) -> TwoHeads:
         raise ValueError(f"`classifier` has no {missing[0]} in its trained head; adapt it with train_head=True.")
     plain = classifier.logits
     kernel, bias = (classifier.blocks.head[name] for name in OUTPUT)
-    drawn = (kernel.std() * jax.random.normal(key, kernel.shape, kernel.dtype), jnp.zeros_like(bias))
+    drawn = (kernel.std() * jax.random.normal(key, kernel.shape, jnp.float32), jnp.zeros_like(bias))
     second = dict(zip((SECOND + name for name in OUTPUT), drawn, strict=True))
     identity = dict(
         zip(OUTPUT, (jnp.eye(len(kernel), dtype=kernel.dtype), jnp.zeros(len(kernel), bias.dtype)), strict=True)

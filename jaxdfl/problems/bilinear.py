@@ -33,7 +33,7 @@ NOISE = 0.1  # standard deviation of the noise on every output; those of the com
 ONLY = {  # settings of other problems, with the one value that says nothing
     "partition": "own", "weights": "none", "head": "frozen", "targets": ("query", "value"), "lora_dropout": 0.0,
     "adapt_layers": "all", "max_length": 128, "data_dir": None, "train_examples": None, "eval_examples": None,
-    "eval_clients": None, "dtype": "auto", "init_adapter": None,
+    "eval_clients": None, "init_adapter": None,
 }  # fmt: skip
 
 
@@ -65,16 +65,16 @@ def draw(key: Key[Array, ""], clients: int, rank: int, heterogeneity: float | Fl
     """The clients of one seed. Client i's draws are its own, but the centring of the targets knows all of them."""
     keys = jax.random.split(key, 4)
     count = len(LAYERS)
-    left, right = jax.random.normal(keys[0], (count, D_OUT, rank)), jax.random.normal(keys[1], (count, rank, D_IN))
+    left, right = _normal(keys[0], (count, D_OUT, rank)), _normal(keys[1], (count, rank, D_IN))
     target = left @ right / np.sqrt(rank * D_IN)  # entries of variance 1 / d_in, so that outputs have variance 1
-    kernel = jax.random.normal(keys[2], (count, D_IN, D_OUT)) / np.sqrt(D_IN)
+    kernel = _normal(keys[2], (count, D_IN, D_OUT)) / np.sqrt(D_IN)
 
     def of_client(client: Array) -> tuple[Array, Array, Array]:
         own, inputs, noise = jax.random.split(jax.random.fold_in(keys[3], client), 3)
         return (
-            jax.random.normal(own, (count, D_OUT, D_IN)),
-            jax.random.normal(inputs, (INPUTS, count, D_IN)),
-            NOISE * jax.random.normal(noise, (INPUTS, count, D_OUT)),
+            _normal(own, (count, D_OUT, D_IN)),
+            _normal(inputs, (INPUTS, count, D_IN)),
+            NOISE * _normal(noise, (INPUTS, count, D_OUT)),
         )
 
     own, x, noise = jax.vmap(of_client)(jnp.arange(clients))
@@ -84,6 +84,11 @@ def draw(key: Key[Array, ""], clients: int, rank: int, heterogeneity: float | Fl
     kernels = kernel + jnp.swapaxes(target + own, 2, 3)  # [clients, layers, d_in, d_out]
     y = jnp.einsum("cnli,clio->cnlo", x, kernels, precision="highest") + noise
     return Federation(Frozen(kernel, target), Pairs(x, y))
+
+
+def _normal(key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "*shape"]:
+    """Drawn in float32, so that float64 has the same numbers."""
+    return jax.random.normal(key, shape, jnp.float32).astype(float)
 
 
 def loss(scale: float) -> Loss:
@@ -122,6 +127,8 @@ def problem(settings: Settings) -> Problem:
             raise ValueError(
                 f"`{flag}` means nothing for {settings.task}, which makes its own data and model; got {given}."
             )
+    if settings.dtype == "bfloat16":
+        raise ValueError(f"`--dtype` must be float32 or float64 for {settings.task}, got bfloat16.")
     scale, clients = settings.alpha / settings.rank, settings.clients
     of_seed = {
         seed: draw(jax.random.fold_in(seed_keys(seed).head, 1), clients, settings.rank, heterogeneity)
@@ -148,7 +155,8 @@ def problem(settings: Settings) -> Problem:
         model={
             "name": f"bilinear {len(LAYERS)} x {D_OUT} x {D_IN}", "revision": None, "sha256": {},
             "architecture": "y = (W0 + s B A) x",
-            "parameters": len(LAYERS) * D_IN * D_OUT, "initialised": ["frozen"], "note": "", "dtype": "float32",
+            "parameters": len(LAYERS) * D_IN * D_OUT, "initialised": ["frozen"], "note": "",
+            "dtype": "float64" if settings.dtype == "float64" else "float32",
         },
         data={
             "task": settings.task, "metric": "error", "source": "draws of the seed",

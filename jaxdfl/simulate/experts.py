@@ -21,6 +21,7 @@ from jaxdfl.data.examples import Examples
 from jaxdfl.data.partition import Partition
 from jaxdfl.mixing.expert_bank import Bank, side_by_side
 from jaxdfl.protocol import PerBlock
+from jaxdfl.trees import wide
 
 Feature = Callable[[Any, Any], Float[Array, "batch width"]]  # (frozen, examples): nothing in it trains
 Logits = Callable[..., Float[Array, "batch classes"]]  # (frozen, blocks, examples, key)
@@ -37,7 +38,7 @@ class Router(NamedTuple):
 def word_means(frozen: Any, examples: Examples) -> Float[Array, "batch width"]:
     """The mean frozen word embedding of each example's real tokens, for the classifiers of `jaxdfl.models`."""
     real = jnp.arange(examples.ids.shape[-1]) < examples.lengths[:, None]  # [batch, length]
-    words = frozen["embeddings/word/table"][examples.ids].astype(jnp.float32)
+    words = wide(frozen["embeddings/word/table"][examples.ids])
     return jnp.sum(words * real[..., None], axis=1) / jnp.maximum(examples.lengths[:, None], 1)
 
 

@@ -63,5 +63,5 @@ def trace(advance: Advance, case: Case, examples: Any, bad_round: int) -> NotFin
 
 def _not_finite(block: Any) -> set[int]:
     """The clients that have a number that is none in the block."""
-    leaves = [np.asarray(leaf, np.float32) for leaf in jax.tree.leaves(block)]
+    leaves = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(block)]
     return {int(client) for leaf in leaves for client in np.argwhere(~np.isfinite(leaf))[:, 0]}

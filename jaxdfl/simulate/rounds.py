@@ -191,7 +191,7 @@ def make_round(
             trains=trains,
             rested=PerBlock(*rested),
             shares=method.shares(round),
-            scale=jnp.float32(1 if step_scale is None else step_scale(round)),
+            scale=jnp.asarray(1 if step_scale is None else step_scale(round), float),
         )
 
     def run_round(frozen: Any, state: SimState, batches: Any) -> tuple[SimState, Info]:

@@ -118,7 +118,7 @@ def _conditions(cases: Sequence[Case], rounds: int) -> Callable[[range], Conditi
 
     @cache
     def scales(scale: StepScale) -> np.ndarray:
-        return np.asarray(jax.vmap(lambda round: jnp.float32(scale(round)))(jnp.arange(rounds)))
+        return np.asarray(jax.vmap(lambda round: jnp.asarray(scale(round), float))(jnp.arange(rounds)))
 
     def by_round(values: Iterable[Any]) -> np.ndarray:
         return np.stack(list(values), axis=1)

@@ -106,7 +106,9 @@ def pairwise_meetings(clients: int, p: float) -> Network:
 def _meetings(
     pairs: Int[Array, "pairs 2"], apart: Weights, p: Float[Array, ""], key: RoundKey, round: Round
 ) -> Weights:
-    moment = jax.random.uniform(jax.random.fold_in(key, round), (len(pairs),))  # pairs meet if it comes before p
+    moment = jax.random.uniform(
+        jax.random.fold_in(key, round), (len(pairs),), jnp.float32
+    )  # pairs meet if it comes before p
     order = jnp.argsort(moment)
 
     def meet(k: Array, product: Weights) -> Weights:

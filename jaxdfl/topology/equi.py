@@ -55,7 +55,7 @@ def equi_dynamic(clients: int, eta: float) -> Network:
     moved = _moved(clients, eta)
 
     def weights(key: RoundKey, round: Round) -> Float[Array, "clients clients"]:
-        offset = jax.random.randint(jax.random.fold_in(key, round), (), 1, max(clients, 2))
+        offset = jax.random.randint(jax.random.fold_in(key, round), (), 1, max(clients, 2), jnp.int32)
         identity = jnp.eye(clients)
         return (1 - moved) * identity + moved * jnp.roll(identity, offset, axis=0)
 
@@ -75,8 +75,8 @@ def u_equi_dynamic(clients: int, eta: float) -> Network:
 
     def weights(key: RoundKey, round: Round) -> Float[Array, "clients clients"]:
         shift_key, start_key = jax.random.split(jax.random.fold_in(key, round))
-        offset = jax.random.randint(shift_key, (), 1, max(clients, 2))
-        start = jax.random.randint(start_key, (), 0, clients)
+        offset = jax.random.randint(shift_key, (), 1, max(clients, 2), jnp.int32)
+        start = jax.random.randint(start_key, (), 0, clients, jnp.int32)
 
         def pair(turn: Array, partner: Array) -> Array:
             one = (start + turn) % clients

@@ -63,7 +63,7 @@ def mobility(walk: Walk, radius: float, rule: Rule = metropolis_hastings) -> Net
         ValueError: `radius` is not positive, or the rule needs a fixed graph.
     """
     _require_radius(radius)
-    places = jnp.asarray(walk, jnp.float32)
+    places = jnp.asarray(walk, float)
 
     def weights(key: RoundKey, round: Round) -> Float[Array, "clients clients"]:
         step = round % PERIOD
@@ -76,7 +76,7 @@ def mobility(walk: Walk, radius: float, rule: Rule = metropolis_hastings) -> Net
 def ever_near(walk: Walk, radius: float) -> Adjacency:
     """Who meets whom in some round."""
     _require_radius(radius)
-    places = jnp.asarray(walk, jnp.float32)
+    places = jnp.asarray(walk, float)
     met, _ = jax.lax.scan(lambda met, here: (met | _near(here, radius), None), _near(places[0], radius), places)
     return np.asarray(met)
 

@@ -1,4 +1,4 @@
-"""How a graph becomes mixing weights: adjacency [clients, clients] -> W [clients, clients], doubly stochastic, float32.
+"""How a graph becomes mixing weights: adjacency [clients, clients] -> W [clients, clients], doubly stochastic.
 
 Row i of W is what client i makes of each message, x_i <- sum_j W_ij x_j. Doubly stochastic weights keep the mean of
 the clients. Every rule but `uniform` can be traced, so it serves a new random graph in each round (`jit`, `vmap`),
@@ -26,7 +26,7 @@ def metropolis_hastings(adjacency: Graph) -> Float[Array, "clients clients"]:
         ValueError: a concrete `adjacency` is not symmetric.
     """
     _require_undirected(adjacency)
-    share = 1 / (1 + adjacency.sum(1, dtype=jnp.float32))  # [clients]
+    share = 1 / (1 + adjacency.sum(1, dtype=float))  # [clients]
     links = jnp.where(adjacency, jnp.minimum(share[:, None], share), 0)
     # The rest, 1 - sum_j W_ij, written as a sum of non-negative terms so that nothing cancels.
     spare = jnp.where(adjacency, share[:, None] - links, 0).sum(1)
@@ -42,7 +42,7 @@ def laplacian(adjacency: Graph) -> Float[Array, "clients clients"]:
         ValueError: a concrete `adjacency` is not symmetric.
     """
     _require_undirected(adjacency)
-    links = jnp.asarray(adjacency, jnp.float32)
+    links = jnp.asarray(adjacency, float)
     operator = jnp.diag(links.sum(1)) - links
     largest = jnp.where(links.any(), jnp.linalg.eigvalsh(operator)[-1], jnp.inf)
     return jnp.eye(len(links)) - 2 * operator / (3 * largest)
@@ -55,7 +55,7 @@ def max_degree(adjacency: Graph) -> Float[Array, "clients clients"]:
         ValueError: a concrete `adjacency` is not symmetric.
     """
     _require_undirected(adjacency)
-    links = jnp.asarray(adjacency, jnp.float32)
+    links = jnp.asarray(adjacency, float)
     degree = links.sum(1)
     return (links + jnp.diag(1 + degree.max() - degree)) / (1 + degree.max())
 
@@ -75,7 +75,7 @@ def uniform(adjacency: Graph) -> Float[Array, "clients clients"]:
         raise ValueError(
             f"`adjacency` must be regular for `uniform` weights, got degrees {low} to {high}; use another rule."
         )
-    return (jnp.asarray(adjacency, jnp.float32) + jnp.eye(len(adjacency))) / (1 + hears[0])
+    return (jnp.asarray(adjacency, float) + jnp.eye(len(adjacency))) / (1 + hears[0])
 
 
 RULES: dict[str, Rule] = {
@@ -108,7 +108,7 @@ def validate(
         fault = _fault(weights, symmetric)
         if fault:
             raise ValueError(f"{where} {fault}.")
-    return values.astype(np.float32)
+    return values.astype(jnp.result_type(float))
 
 
 def _fault(weights: Float[np.ndarray, "clients clients"], symmetric: bool) -> str | None:

@@ -84,7 +84,7 @@ def _shuffled(shares: Shares, key: RoundKey, round: Round) -> Shares:
 
 
 def _drawn(lowest: Shares, key: RoundKey, round: Round) -> Shares:
-    return jax.random.uniform(jax.random.fold_in(key, round), lowest.shape, minval=lowest, maxval=1.0)
+    return jax.random.uniform(jax.random.fold_in(key, round), lowest.shape, jnp.float32, minval=lowest, maxval=1.0)
 
 
 WORK: dict[str, Family] = {
