@@ -8,7 +8,7 @@ A decentralised method is three small answers, and `Method` holds just those:
 
 The rest of `Method` is for papers that need more: a term of the loss, a correction of the gradients, first factors of
 their own, or weights merged into the frozen ones. Everything else (the loss, the optimizer, the graph, the data) is
-given to the engine from outside, so any method runs on any network with any model. A complete method::
+given to the engine from outside, so any method runs on any network with any model. A complete method:
 
     def tad_lora(period):
         return Method(trains=alternate(period), shares=both_factors, mixer=gossip())

@@ -3,6 +3,8 @@
 import contextlib
 import csv
 import importlib
+import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -33,16 +35,25 @@ def said(capsys, *argv, code=0):
     return out or err
 
 
-def printed_commands():
-    """Every `jaxdfl ...` in README.md and in the helps, without comments."""
-    texts = [EXAMPLES, (ROOT / "README.md").read_text()]
+def printed_commands(start):
+    """Every command that begins so in the helps, README.md and the pages of docs/, without comments."""
+    texts = [EXAMPLES, *(code(path) for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))))]
     texts += [importlib.import_module(f"jaxdfl.commands.{name}").__dict__.get("EXAMPLES", "") for name in COMMANDS]
     texts.append(importlib.import_module("jaxdfl.commands.sweep").ABOUT)
-    lines = [line.strip() for text in texts for line in text.replace("\\\n", " ").splitlines()]
-    return sorted({line.split("  ")[0].split(" #")[0] for line in lines if line.startswith("jaxdfl ")})
+    lines = [line.strip() for text in texts for line in re.sub(r"\\\n\s*", "", text).splitlines()]
+    return sorted({line.split("  ")[0].split(" #")[0] for line in lines if line.startswith(start)})
 
 
-@pytest.mark.parametrize("command", printed_commands())
+def code(path):
+    """The blocks of code in a page, and what stands between backticks in its lines with an option or a file."""
+    text = path.read_text(encoding="utf-8")
+    blocks = re.findall(r"^```bash\n(.*?)^```|((?:^    .*\n)+)", text, re.DOTALL | re.MULTILINE)
+    return "\n".join(
+        [*map("".join, blocks), *re.findall(r"`((?:python experiments/|jaxdfl [a-z]+ \S+ --)[^`]*)`", text)]
+    )
+
+
+@pytest.mark.parametrize("command", printed_commands("jaxdfl "))
 def test_every_printed_command_is_one_that_can_be_typed(command):
     _, name, *argv = shlex.split(command)
     assert name in COMMANDS
@@ -56,6 +67,17 @@ def test_every_printed_command_is_one_that_can_be_typed(command):
         assert argv[argv.index("--out" if "--out" in argv else "--to") + 1]
     if name == "topology" and not argv[0].endswith(".npy"):
         build(argv[0], int(argv[argv.index("--clients") + 1]))
+
+
+@pytest.mark.parametrize("command", printed_commands("python experiments/"))
+def test_every_printed_experiment_is_one_that_can_be_started(command, monkeypatch):
+    _, script, *argv = shlex.split(command)
+    known = []
+    monkeypatch.setattr(experiment, "main", lambda presets, study=None: known.append(presets) or 0)
+    monkeypatch.syspath_prepend(ROOT / "experiments")  # as Python does for a script
+    with pytest.raises(SystemExit, match="0"):
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+    parse(known[0], argv)
 
 
 def test_help_lists_every_command_and_every_command_has_a_help_with_examples(capsys):

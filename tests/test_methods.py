@@ -160,10 +160,18 @@ def test_every_method_is_built_on_a_known_network_from_its_name_alone(name):
     assert jnp.asarray(method.trains(0).b).dtype == bool
 
 
-def test_every_method_and_wrapper_has_its_row_in_the_readme_naming_its_file():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize(
+    ("page", "up", "known"), [("README.md", "", METHODS), ("docs/methods.md", "../", METHODS | WRAPPERS)]
+)
+def test_every_method_and_wrapper_has_its_row_naming_its_file(page, up, known):
+    text = (ROOT / page).read_text(encoding="utf-8")
     rows = dict(re.findall(r"^\| \[`(\w+)[^`]*`\]\(([^)]+)\)", text, re.MULTILINE))
-    assert set(rows) == set(METHODS) | set(WRAPPERS)
+    assert set(rows) == set(known)
     for name, file in rows.items():
-        constructor = METHODS.get(name) or WRAPPERS[name]
-        assert inspect.unwrap(constructor).__module__.replace(".", "/") + ".py" == file
+        assert up + inspect.unwrap(known[name]).__module__.replace(".", "/") + ".py" == file
+
+
+def test_the_readme_names_every_wrapper():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    named = text.partition("Wrappers, which go with all of them: ")[2].partition(".")[0]
+    assert set(re.findall(r"`(\w+)`", named)) == set(WRAPPERS)

@@ -2,7 +2,10 @@
 
 Wang, Shen, He, Sun, Wang, Lyu, Li, "FLoRA: Federated Fine-Tuning Large Language Models with Heterogeneous Low-Rank
 Adaptations", NeurIPS 2024, arXiv 2409.05976.
-[B_1, ..., B_m] [A_1 / m; ...; A_m / m] = (1/m) sum_i B_i A_i, whatever the clients' gauges: there is no cross term.
+
+    [B_1, ..., B_m] [A_1 / m; ...; A_m / m] = (1/m) sum_i B_i A_i
+
+whatever the clients' gauges: there is no cross term.
 
 Departures: clients have equal weight (the paper weighs by data size). The server is the complete graph, on which every
 client sends its factors to every other; the network's own graph is not used. The average product is taken directly,
