@@ -33,7 +33,7 @@ BESIDE = {  # what a module may import on its own floor; all others import nothi
     "drawings": {"figures"}, "comparison": {"report", "trackers", "settings"}, "tables": {"comparison", "report"},
     "page": {"comparison", "report", "tables", "drawings", "figures", "trackers"},
     "commands": set(FLOORS), "__main__": {"commands"},
-    "export": {"arguments", "checkpoint", "settings", "trackers", "problems", "card"},
+    "export": {"arguments", "checkpoint", "settings", "startup", "trackers", "problems", "card"},
 }  # fmt: skip
 WRITERS = {"peft"}  # adapter folders are what it is for
 MODULES = sorted((ROOT / "jaxdfl").rglob("*.py"))
