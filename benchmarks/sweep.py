@@ -28,6 +28,7 @@ from jaxdfl.prepare import Run, prepare
 from jaxdfl.problems import seed_keys
 from jaxdfl.settings import Settings, make_optimizer
 from jaxdfl.simulate.program import make_advance
+from jaxdfl.simulate.rounds import SimState
 from jaxdfl.simulate.sweep import Case, sweep
 from jaxdfl.startup import split_cpu
 
@@ -93,23 +94,24 @@ def warm(asked: Settings, repeats: int) -> tuple[float, float]:
                                   asked.batch_size))
         for seed, start in starts.items()
     }  # fmt: skip
-    cases = [prepared.case(run, starts[run.seed], plans[run.seed]) for run in prepared.runs]
+    ready = [prepared.case(run, starts[run.seed], plans[run.seed]) for run in prepared.runs]
     advance = make_advance(prepared.problem.loss, make_optimizer(asked), chunk=prepared.problem.chunk)
 
-    def seconds(*groups: Sequence[Case]) -> float:
+    def seconds(*groups: Sequence[tuple[Case, SimState]]) -> float:
         began = time.perf_counter()
         for group in groups:
+            cases, states = zip(*group, strict=True)
             states = sweep(
-                advance, group, prepared.problem.examples, rounds=asked.rounds, every=asked.rounds,
+                advance, cases, states, prepared.problem.examples, rounds=asked.rounds, every=asked.rounds,
                 stop=lambda stops: None,
             )  # fmt: skip
             jax.block_until_ready([state.blocks for state in states])
         return time.perf_counter() - began
 
-    each = [[case] for case in cases]
-    seconds(cases)  # compiles
+    each = [[one] for one in ready]
+    seconds(ready)  # compiles
     seconds(each[0])  # too
-    times = [(seconds(cases), seconds(*each)) for _ in range(repeats)]
+    times = [(seconds(ready), seconds(*each)) for _ in range(repeats)]
     together, alone = (median(column) for column in zip(*times, strict=True))
     return together, alone
 

@@ -18,7 +18,7 @@ from jaxdfl.resume import NEW, Keeper, evaluates, point, run_folder, trim
 from jaxdfl.settings import Settings, make_optimizer
 from jaxdfl.simulate.finite import first_bad_round, trace
 from jaxdfl.simulate.program import Advance, code, make_advance
-from jaxdfl.simulate.rounds import measure
+from jaxdfl.simulate.rounds import SimState, measure
 from jaxdfl.simulate.sweep import Case, Stop, sweep
 from jaxdfl.trackers import RunFolder
 
@@ -45,14 +45,15 @@ def paces(settings: Settings) -> list[int]:
     return [pace for pace in (settings.eval_every, settings.checkpoint_every) if pace]
 
 
-def cases_of(prepared: Prepared, runs: Sequence[Run]) -> tuple[list[Case], list[Seeded]]:
-    """The runs, ready to go, and what the seed of each has changed."""
+def cases_of(prepared: Prepared, runs: Sequence[Run]) -> tuple[list[Case], list[SimState], list[Seeded]]:
+    """The runs, ready to go, the states they begin in, and what the seed of each has changed."""
     given = [(run.seed, run.topology == NOBODY) for run in runs]
     starts = {key: prepared.seeded(run) for key, run in dict(zip(given, runs, strict=True)).items()}
     plans = {key: partial(batches, prepared.settings, key[0], start.parts) for key, start in starts.items()}
-    cases = [prepared.case(run, starts[key], plans[key]) for run, key in zip(runs, given, strict=True)]
+    ready = [prepared.case(run, starts[key], plans[key]) for run, key in zip(runs, given, strict=True)]
+    cases, states = map(list, zip(*ready, strict=True))
     starts = {key: start._replace(base={}) for key, start in starts.items()}  # W0 has served, and is large
-    return cases, [starts[key] for key in given]
+    return cases, states, [starts[key] for key in given]
 
 
 def execute(prepared: Prepared, folder: RunFolder, manifest: Manifest) -> int:
@@ -102,16 +103,16 @@ def _simulate(
     if at == settings.rounds:
         return
 
-    cases, starts = cases_of(prepared, runs)
+    cases, good, starts = cases_of(prepared, runs)  # states that are good: those of the last stop
     if at != NEW:
-        cases = [
-            case._replace(state=checkpoint.restore(checkpoint.round_folder(place, at), case.state))
-            for case, place in zip(cases, places, strict=True)
+        good = [
+            checkpoint.restore(checkpoint.round_folder(place, at), state)
+            for state, place in zip(good, places, strict=True)
         ]
-    keep, good = Keeper(settings, places), [case.state for case in cases]  # states that are good, at the last stop
+    keep = Keeper(settings, places)
 
     def end(number: int, stop: Stop, bad_round: int) -> None:
-        found = trace(advance, cases[number]._replace(state=good[number]), problem.examples, bad_round)
+        found = trace(advance, cases[number], good[number], problem.examples, bad_round)
         keep.last_good(number, found.good)
         console.warn(f"{records[number].name} ends: {found.words}.")
         rows = bad_round - (stop.round - len(stop.infos["loss"]))  # up to the bad one, which is its last
@@ -148,7 +149,7 @@ def _simulate(
             raise _Enough
 
     with suppress(_Enough):
-        sweep(advance, cases, problem.examples, rounds=settings.rounds, every=paces(settings), stop=at_stop)
+        sweep(advance, cases, list(good), problem.examples, rounds=settings.rounds, every=paces(settings), stop=at_stop)
 
 
 def _ended(manifest: Manifest, run: Run) -> bool:

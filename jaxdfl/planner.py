@@ -18,7 +18,7 @@ from jaxdfl.simulate.operations import matrix_products
 from jaxdfl.simulate.placement import mesh_of
 from jaxdfl.simulate.sweep import pacing, sweep
 
-COPIES = 6  # of a state: at the last stop and at this one; in the program as it was, handed out, trained and mixed
+COPIES = 4  # of a state: at the last stop and at this one; in the program as it was and trained. Saving takes two, then
 DRAWN = 3  # of the networks: drawn, stacked, handed over
 EFFICIENCY = 0.5  # of the measured rate of large products; what MiniLM reaches on CPUs (benchmarks/README.md)
 
@@ -158,11 +158,11 @@ def _within(prepared: Prepared, runs: Sequence[Run]) -> int:
     def compile_alone(*arguments: Any) -> Any:
         raise _Compiled(advance.lower(*arguments).compile().memory_analysis())  # pyright: ignore[reportFunctionMemberAccess]
 
-    cases, _ = cases_of(prepared, runs)
+    cases, states, _ = cases_of(prepared, runs)
     try:
         sweep(
-            compile_alone, cases, prepared.problem.examples, rounds=settings.rounds, every=paces(settings),
-            stop=lambda stops: None,
+            compile_alone, cases, states, prepared.problem.examples, rounds=settings.rounds,
+            every=paces(settings), stop=lambda stops: None,
         )  # fmt: skip
     except _Compiled as compiled:
         analysis = compiled.args[0]

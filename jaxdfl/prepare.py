@@ -70,13 +70,13 @@ class Prepared(NamedTuple):
         start = self.problem.seeded(run.seed)
         return _pooled(start) if run.topology == NOBODY else start
 
-    def case(self, run: Run, start: Seeded, plan: Plan) -> Case:
-        """The run, ready to go from what its seed gives."""
+    def case(self, run: Run, start: Seeded, plan: Plan) -> tuple[Case, SimState]:
+        """The run, ready to go from what its seed gives, and the state it begins in."""
         method = self.method(run)
         topology = self.topologies.get(run.topology) or build("isolated", 1)  # pooled: one client
         state = _init(self.settings, start, method, seed_keys(run.seed).rounds)
         scale = make_step_scale(self.settings, _rate(self.settings, run))
-        return Case(method, topology.network, start.frozen, state, plan, scale)
+        return Case(method, topology.network, start.frozen, plan, scale), state
 
     def abstract_state(self, run: Run) -> SimState:
         """The shapes of the run's state; nothing is allocated."""

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from functools import cache, partial
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ import toy
 from jaxdfl.methods import METHODS
 from jaxdfl.simulate.clients import over_clients, portion
 from jaxdfl.simulate.placement import mesh_of, together
+from jaxdfl.simulate.rounds import SimState
 from jaxdfl.simulate.run import make_advance, simulate
 from jaxdfl.simulate.sweep import Case, program, sweep
 from jaxdfl.topology import build
@@ -43,10 +45,17 @@ def frozen(seed):
 SHARED = jnp.zeros((3, 3))
 
 
+class Ready(NamedTuple):
+    """A case and the state it is in."""
+
+    case: Case
+    state: SimState
+
+
 def case(name, network=NETWORKS[0], seed=0, rate=1.0):
     method = toy.make(name)
     state = toy.start(method, seed=seed)
-    return Case(method, network, frozen(seed), state, plan(seed), partial(scaled, rate))
+    return Ready(Case(method, network, frozen(seed), plan(seed), partial(scaled, rate)), state)
 
 
 def scaled(rate, round):
@@ -67,7 +76,7 @@ def swept(cases, every=4, devices=None, **options):
     """Final states, and every case's infos over all rounds."""
     stops = {}
     states = sweep(
-        advance(**options), cases, EXAMPLES, rounds=ROUNDS, every=every,
+        advance(**options), *zip(*cases, strict=True), EXAMPLES, rounds=ROUNDS, every=every,
         stop=lambda at: [stops.setdefault(number, []).append(each) for number, each in enumerate(at)], devices=devices,
     )  # fmt: skip
     infos = [
@@ -77,11 +86,11 @@ def swept(cases, every=4, devices=None, **options):
     return states, infos, stops
 
 
-def alone(case, every=4, **options):
+def alone(ready, every=4, **options):
     """The same of one run without the others."""
-    stops = []
+    case, stops = ready.case, []
     state = simulate(
-        advance(**options), case.method, case.network, case.frozen, case.state, EXAMPLES, case.plan,
+        advance(**options), case.method, case.network, case.frozen, ready.state, EXAMPLES, case.plan,
         rounds=ROUNDS, every=every, stop=stops.append, step_scale=case.step_scale,
     )  # fmt: skip
     return state, {name: np.concatenate([at.infos[name] for at in stops[1:]]) for name in stops[-1].infos}
@@ -156,7 +165,8 @@ def test_a_seeds_plan_is_made_once_for_all_its_runs():
         asked.append(these)
         return plan(0)(these)
 
-    swept([case(name)._replace(plan=counted) for name in TABLES])
+    ready = [case(name) for name in TABLES]
+    swept([each._replace(case=each.case._replace(plan=counted)) for each in ready])
     assert asked == [range(0, 4), range(4, 6)]
 
 
@@ -209,7 +219,8 @@ def test_a_run_added_to_a_sweep_traces_the_loss_no_more_often():
 
     def traced(cases):
         traces.clear()
-        sweep(make_advance(counted_loss, toy.ADAMW), cases, EXAMPLES, rounds=4, every=2, stop=lambda *_: None)
+        advance = make_advance(counted_loss, toy.ADAMW)
+        sweep(advance, *zip(*cases, strict=True), EXAMPLES, rounds=4, every=2, stop=lambda *_: None)
         return len(traces)
 
     assert traced(CASES) == traced(CASES[:2])

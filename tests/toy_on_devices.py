@@ -30,9 +30,16 @@ def plan(rounds):
 
 def run(spec, seeds):
     method, infos = toy.make(spec), []
-    cases = [Case(method, toy.random_network(), toy.FROZEN, toy.start(method, seed=seed), plan) for seed in seeds]
+    cases = [Case(method, toy.random_network(), toy.FROZEN, plan) for _ in seeds]
+    starts = [toy.start(method, seed=seed) for seed in seeds]
     states = sweep(
-        advance, cases, examples, rounds=ROUNDS, every=3, stop=lambda stops: infos.extend(stop.infos for stop in stops)
+        advance,
+        cases,
+        starts,
+        examples,
+        rounds=ROUNDS,
+        every=3,
+        stop=lambda stops: infos.extend(stop.infos for stop in stops),
     )
     found = {
         f"{n} {p}": np.asarray(x).tolist()

@@ -41,17 +41,24 @@ def first_bad_round(stop: Stop) -> int | None:
     return stop.round - len(series[0]) + int(bad[0]) + 1 if len(bad) else None
 
 
-def trace(advance: Advance, case: Case, examples: Any, bad_round: int) -> NotFinite:
-    """Goes from the case's state, which is good, to the bad round once more, and lets no client hear another in it.
+def trace(advance: Advance, case: Case, state: SimState, examples: Any, bad_round: int) -> NotFinite:
+    """Goes from the state, which is good, to the bad round once more, and lets no client hear another in it.
 
     So what is not finite then has become so at the client itself. Methods that mix otherwise than by the network's
     weights spread it all the same, and then more clients are named.
     """
-    (good,) = sweep(advance, [case], examples, rounds=bad_round - 1, every=bad_round, stop=lambda stops: None)
+    (good,) = sweep(advance, [case], [state], examples, rounds=bad_round - 1, every=bad_round, stop=lambda stops: None)
     clients = jax.tree.leaves(good.blocks)[0].shape[0]
     alone = Network(lambda key, round: jnp.eye(clients), case.network.work)
-    last = case._replace(network=alone, state=good)
-    (after,) = sweep(advance, [last], examples, rounds=bad_round, every=bad_round, stop=lambda stops: None)
+    (after,) = sweep(
+        advance,
+        [case._replace(network=alone)],
+        [good],
+        examples,
+        rounds=bad_round,
+        every=bad_round,
+        stop=lambda stops: None,
+    )
     wrong = {name: _not_finite(block) for name, block in after.blocks._asdict().items()}
     return NotFinite(
         round=bad_round,

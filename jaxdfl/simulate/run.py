@@ -29,5 +29,5 @@ def simulate(
 
     The result does not depend on `every`, nor on where an earlier call ended: a run may go on from any saved state.
     """
-    case = Case(method, network, frozen, state, plan, step_scale)
-    return sweep(advance, [case], examples, rounds=rounds, every=every, stop=lambda stops: stop(stops[0]))[0]
+    case = Case(method, network, frozen, plan, step_scale)
+    return sweep(advance, [case], [state], examples, rounds=rounds, every=every, stop=lambda stops: stop(stops[0]))[0]

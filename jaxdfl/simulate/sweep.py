@@ -32,12 +32,11 @@ def always_one(round: Round) -> float:
 
 
 class Case(NamedTuple):
-    """One run, ready to go."""
+    """One run, but for its state, which is large and changes."""
 
     method: Method
     network: Network
     frozen: Any
-    state: SimState
     plan: Plan  # one object for the runs that share it, so that it is made once
     step_scale: StepScale = always_one  # factor on every update, by round: a learning rate
 
@@ -59,6 +58,7 @@ def program(method: Method, state: Any) -> Hashable:
 def sweep(
     advance: Advance,
     cases: Sequence[Case],
+    states: Sequence[SimState],
     examples: Any,
     *,
     rounds: int,
@@ -66,30 +66,31 @@ def sweep(
     stop: Callable[[Sequence[Stop]], None],
     devices: Sequence[Any] | None = None,
 ) -> list[SimState]:
-    """Rounds `state.round` .. `rounds` of all cases, and the states they end with.
+    """Rounds `round` .. `rounds` of all cases from the states they are in, and the states they end with.
 
     `stop` is called with what is known of each case, at the start, after every `every` rounds (of several numbers,
     after the multiples of each), and at the end; more often where the mixing weights of so many rounds would take more
     than `TABLE_BYTES`. The results do not depend on it, nor on where an earlier call ended: a sweep may go on from
     saved states.
+    Only the newest states are held here, so the memory of the first ones is free as soon as the caller lets go of them.
     The cases are dealt to the `devices` (None: all local ones), to as many as get equal shares; devices left over share
     their clients.
 
     Raises:
         ValueError: the cases do not share a program, or are not at the same round.
     """
-    if len({program(case.method, case.state) for case in cases}) != 1:
+    if len({program(case.method, state) for case, state in zip(cases, states, strict=True)}) != 1:
         raise ValueError("`cases` must share a program: group them by `jaxdfl.simulate.sweep.program`.")
-    if len(at := {int(case.state.round) for case in cases}) != 1:
+    if len(at := {int(state.round) for state in states}) != 1:
         raise ValueError(f"`cases` must be at the same round, got {sorted(at)}.")
-    done, states = at.pop(), [case.state for case in cases]
+    done, keys = at.pop(), [state.key for state in states]
     stop([Stop(done, {}, state) for state in states])
-    clients = jax.tree.leaves(cases[0].state.blocks)[0].shape[0]
+    clients = jax.tree.leaves(states[0].blocks)[0].shape[0]
     paces = pacing((every,) if isinstance(every, int) else every, len(cases), clients)
     mesh, method = mesh_of(len(cases), clients, devices or jax.local_devices()), code(cases[0].method)
     frozen = spread(mesh, together([case.frozen for case in cases]), FROZEN)
     state, examples = spread(mesh, stacked(states), STATE), spread(mesh, examples, EVERYWHERE)
-    conditions = _conditions(cases, rounds)
+    conditions = _conditions(cases, keys, rounds)
     while done < rounds:
         these = range(done, min(rounds, *((done // pace + 1) * pace for pace in paces)))
         plans = {each: each(these) for each in {case.plan for case in cases}}
@@ -100,7 +101,7 @@ def sweep(
         stop(
             [Stop(done, {name: values[:, n] for name, values in infos.items()}, each) for n, each in enumerate(states)]
         )
-    return states
+    return list(states)
 
 
 def pacing(every: Sequence[int], runs: int, clients: int) -> tuple[int, ...]:
@@ -109,7 +110,7 @@ def pacing(every: Sequence[int], runs: int, clients: int) -> tuple[int, ...]:
     return tuple(every) if min(every) <= most else (*every, portion(min(every), most))
 
 
-def _conditions(cases: Sequence[Case], rounds: int) -> Callable[[range], Conditions]:
+def _conditions(cases: Sequence[Case], keys: Sequence[Array], rounds: int) -> Callable[[range], Conditions]:
     """(a stretch of rounds) -> the conditions of all runs, [rounds, runs, ...]; networks are drawn by the stretch."""
 
     @cache
@@ -127,14 +128,15 @@ def _conditions(cases: Sequence[Case], rounds: int) -> Callable[[range], Conditi
     rested = trains & ~np.concatenate([trains[:1], trains[:-1]])
     shares = by_round(table(case.method.shares) for case in cases)
     scale = by_round(scales(case.step_scale) for case in cases)  # [rounds, runs]
-    worlds = [(case.network, np.asarray(jax.random.key_data(case.state.key)).tobytes()) for case in cases]
-    distinct = dict(zip(worlds, cases, strict=True))  # methods share what the same seed draws on the same network
+    words = [np.asarray(jax.random.key_data(key)).tobytes() for key in keys]
+    worlds = [(case.network, word) for case, word in zip(cases, words, strict=True)]
+    distinct = dict(zip(worlds, keys, strict=True))  # methods share what the same seed draws on the same network
 
     def stretch(these: range) -> Conditions:
         rows = slice(these.start, these.stop)
         drawn = {
-            world: _draw(Network(*map(as_data, case.network)), len(these), case.state.key, these.start)
-            for world, case in distinct.items()
+            world: _draw(Network(*map(as_data, world[0])), len(these), key, these.start)
+            for world, key in distinct.items()
         }
         weights, work = (jnp.asarray(by_round(drawn[world][part] for world in worlds)) for part in (0, 1))
         now, new, out = (PerBlock(*np.moveaxis(each[rows], -1, 0)) for each in (trains, rested, shares))

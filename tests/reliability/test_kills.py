@@ -28,9 +28,9 @@ def said(out: Path) -> str:
     return out.with_suffix(".err").read_text()
 
 
-def finish(out: Path) -> float:
+def finish(out: Path, *options: str) -> float:
     """Seconds from the run's first file until it is done."""
-    process = begin(out)
+    process = begin(out, *options)
     wait_for_manifest(process, out)
     began = time.perf_counter()
     assert process.wait() == 0, said(out)
@@ -48,6 +48,12 @@ def rows(out: Path, name: str) -> list[dict]:
     """All rows, without the one quantity that is not the run's own."""
     found = [json.loads(line) for line in (out / name).read_text().splitlines()]
     return [{key: value for key, value in row.items() if key != "seconds"} for row in found]
+
+
+def rows_so_far(out: Path) -> list[str]:
+    """Lines of a file that is being written, or is not there yet."""
+    path = out / "rounds.jsonl"
+    return path.read_text().splitlines() if path.exists() else []
 
 
 def states(out: Path) -> dict[str, dict[str, np.ndarray]]:
@@ -111,8 +117,7 @@ def test_killed_runs_end_with_the_numbers_of_one_let_be(kills, reference, tmp_pa
 def test_a_signal_saves_and_leaves_with_a_code_of_its_own(number, reference, tmp_path):
     out, (straight, _) = tmp_path / "run", reference
     process = begin(out)
-    rows_written = out / "rounds.jsonl"
-    while not (rows_written.exists() and rows_written.stat().st_size):
+    while not rows_so_far(out):
         time.sleep(0.05)
     process.send_signal(number)
     assert process.wait() == 75
@@ -122,6 +127,23 @@ def test_a_signal_saves_and_leaves_with_a_code_of_its_own(number, reference, tmp
     assert (out / "summary.md").exists()
     finish(out)
     assert_same(out, straight)
+
+
+def test_a_run_goes_on_with_another_number_of_devices_to_rounding(reference, tmp_path):
+    out, (straight, _) = tmp_path / "run", reference
+    process = begin(out, "--cpu-devices", "1")
+    while len(rows_so_far(out)) < 40:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 75
+    finish(out, "--cpu-devices", "3")
+    for found, wanted in zip(rows(out, "rounds.jsonl"), rows(straight, "rounds.jsonl"), strict=True):
+        assert found.keys() == wanted.keys()
+        for name, value in wanted.items():
+            if isinstance(value, float):
+                np.testing.assert_allclose(found[name], value, rtol=1e-3, atol=1e-6, err_msg=f"{name} of {wanted}")
+            else:
+                assert found[name] == value
 
 
 def test_a_second_ctrl_c_ends_at_once(tmp_path):
