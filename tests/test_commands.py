@@ -15,7 +15,7 @@ import pytest
 
 from jaxdfl import __version__, experiment, presets
 from jaxdfl.arguments import parse
-from jaxdfl.commands import COMMANDS, EXAMPLES, main
+from jaxdfl.commands import COMMANDS, EXAMPLES, launching, main
 from jaxdfl.commands.methods import file_of, paper, spelt
 from jaxdfl.commands.sweep import folder_name, split
 from jaxdfl.methods import METHODS, WRAPPERS
@@ -58,6 +58,8 @@ def test_every_printed_command_is_one_that_can_be_typed(command):
     _, name, *argv = shlex.split(command)
     assert name in COMMANDS
     if name in ("run", "sweep"):
+        ours, argv = launching.apart(argv)
+        launching.read(ours)
         grid = split(argv)
         parse(
             presets.PRESETS,
@@ -102,6 +104,17 @@ def test_help_lists_every_command_and_every_command_has_a_help_with_examples(cap
         ("sweep --preset bilinear --rank 2 0", "`--rank` must be at least 1, got 0"),
         ("sweep --rank 2 2", "`--rank` takes one value, or different ones where it spans a grid, got 2 2"),
         ("sweep --out a b", "`--out` takes one value"),
+        ("sweep --launcher slrum --rank 2 4", "argument --launcher: invalid choice: 'slrum' (choose from"),
+        ("sweep --launcher ray --rank 2 4 --workers 1 8", "unknown option '8'"),
+        ("sweep --launcher ray --workers 0", "`--workers` must be at least 1, got 0"),
+        ("sweep --workers 2", "`--workers` goes with `--launcher ray or slurm`, here it is local"),
+        ("sweep --launcher ray --minutes 5", "`--minutes` goes with `--launcher slurm`, here it is ray"),
+        ("sweep --launcher slurm", "`--launcher slurm` needs `--minutes`"),
+        (
+            "sweep --launcher slurm --minutes 5 --slurm gpu",
+            "`--slurm` takes KEY=VALUE, such as partition=gpu, got 'gpu'",
+        ),
+        ("sweep --launcher ray --dry-run", "`--dry-run` writes nothing and runs here; leave out `--launcher`"),
         ("topology rign", "unknown topology 'rign'; known are ring"),
         ("topology ring --client 3", "unknown option '--client'. Did you mean '--clients'?"),
         ("topology ring --clients three", "argument --clients: invalid int value: 'three'."),

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md", *sorted(DOCS.rglob("*.md"))]
-WITHOUT = {"jaxdfl", "jaxdfl.__main__"}  # nothing to look up; commands have their help
+WITHOUT = {"jaxdfl", "jaxdfl.__main__", "jaxdfl.launchers.__main__"}  # nothing to look up; commands have their help
 
 
 def python_in(path):

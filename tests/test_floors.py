@@ -19,6 +19,7 @@ FLOORS = {
     "refusal": 6, "planner": 6, "arguments": 6, "execution": 6, "interrupts": 6, "manifest": 6, "replay": 6,
     "resume": 6,
     "export": 6, "card": 6, "drawings": 6, "comparison": 6, "tables": 6, "page": 6, "commands": 6, "__main__": 6,
+    "launchers": 6,
 }  # fmt: skip
 TOP = max(FLOORS.values())
 BESIDE = {  # what a module may import on its own floor; all others import nothing there
@@ -32,7 +33,7 @@ BESIDE = {  # what a module may import on its own floor; all others import nothi
     "report": {"trackers", "figures"}, "card": {"trackers"},
     "drawings": {"figures"}, "comparison": {"report", "trackers", "settings"}, "tables": {"comparison", "report"},
     "page": {"comparison", "report", "tables", "drawings", "figures", "trackers"},
-    "commands": set(FLOORS), "__main__": {"commands"},
+    "commands": set(FLOORS), "__main__": {"commands"}, "launchers": {"interrupts", "experiment", "presets"},
     "export": {"arguments", "checkpoint", "settings", "startup", "trackers", "problems", "card"},
 }  # fmt: skip
 WRITERS = {"peft"}  # adapter folders are what it is for
@@ -99,6 +100,15 @@ def test_imports_point_down(path):
 @every_module
 def test_torch_is_never_imported(path):
     assert "torch" not in {name.split(".")[0] for name in imports(path)}
+
+
+@every_module
+def test_engines_of_a_cluster_are_imported_only_by_their_launchers(path):
+    found = {name.split(".")[0] for name in imports(path)} & {"ray", "submitit"}
+    assert not found or path.stem in ("on_ray", "on_slurm")
+    below = ast.parse(path.read_text(encoding="utf-8")).body
+    above = {name for node in below if isinstance(node, ast.ImportFrom) for name in [node.module or ""]}
+    assert not {name for name in above if name.startswith("jaxdfl.launchers.on_")}, "import it where it is asked for"
 
 
 @every_module

@@ -49,3 +49,17 @@ def one_line(work: Callable[[Sequence[str]], Any]) -> Callable[[Sequence[str]], 
         return 0
 
     return main
+
+
+def options(argv: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """Flags with the words that follow each, `--flag=value` taken apart; words before any flag under the first."""
+    found: list[tuple[str, list[str]]] = []
+    for word in argv:
+        if word.startswith("--"):
+            flag, equals, value = word.partition("=")
+            found.append((flag.replace("_", "-"), [value] if equals else []))
+        elif found:
+            found[-1][1].append(word)
+        else:
+            found.append((word, []))
+    return found

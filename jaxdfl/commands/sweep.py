@@ -14,6 +14,8 @@ from typing import Any, NamedTuple, get_origin, get_type_hints
 
 from jaxdfl import experiment
 from jaxdfl.arguments import parse
+from jaxdfl.commands import launching
+from jaxdfl.commands.parser import options
 from jaxdfl.console import OUT
 from jaxdfl.execution import NOT_FINITE
 from jaxdfl.presets import PRESETS
@@ -28,8 +30,21 @@ Runs every combination. DIR gets a run folder for each, and sweep.csv with the l
 examples:
   jaxdfl sweep --preset bilinear --rank 2 4 8 --local-steps 1 5 --seeds 0 1 2 --out runs/ranks
   jaxdfl sweep --partition iid paper dirichlet:0.5 --methods dec_lora tad_lora --out runs/skew
+  jaxdfl sweep --preset bilinear --rank 2 4 8 --launcher ray --workers 2 --out runs/ranks
+  jaxdfl sweep --preset paper --rank 4 8 --launcher slurm --gpus 1 --minutes 240 --slurm partition=gpu --out runs/paper
 
-`jaxdfl run --help` lists the options.
+where the points run:
+  --launcher local|ray|slurm  here, one after another (the default); or on workers of a cluster, each in a process of
+                              its own, and gone on with by another worker where one dies. DIR/POINT.log: what it prints
+  --workers N                 points at a time: 2 on a Ray started here, elsewhere as many as there is room for
+  --cpus N  --gpus N          of each worker: of a Ray started here, its share of the cores; no GPU
+  --tries N                   times that a point is begun at most: 3
+  --ray-address ADDRESS       of a Ray that is there (`auto` finds one on this machine); without it, one is started here
+  --minutes N                 of a job on Slurm, which then saves and is queued again
+  --slurm KEY=VALUE ...       options of sbatch as submitit spells them: partition=gpu account=x signal_delay_s=300;
+                              cluster=local runs the jobs as processes of this machine
+
+`jaxdfl run --help` lists all other options.
 """
 ALONE = ("preset", "out")  # one value each
 
@@ -42,12 +57,13 @@ class Grid(NamedTuple):
 
 
 def main(argv: Sequence[str]) -> int:
-    """Checks every point, then runs them one after another; stops at the first that is refused."""
+    """Checks every point, then runs them all: one after another here, or on workers."""
     if "-h" in argv or "--help" in argv:
         print(ABOUT)
         return 0
+    ours, rest = launching.apart(argv)
     try:
-        grid = split(argv)
+        how, grid = launching.read(ours), split(rest)
         points = list(itertools.product(*grid.axes.values()))
         asked = [[*grid.common, *itertools.chain(*zip(grid.axes, point, strict=True))] for point in points]
         settings = [parse(PRESETS, each) for each in asked]
@@ -55,13 +71,21 @@ def main(argv: Sequence[str]) -> int:
         return refuse(error)
     out = Path(settings[0].out or f"runs/sweep-{settings[0].preset}-{datetime.now(UTC):%Y%m%d-%H%M%S}")
     folders = [out / folder_name(grid.axes, point) for point in points]
+    code = _run(asked, folders) if how.launcher == "local" else launching.run(how, out, asked, settings, folders)
+    if code:
+        return code
+    path = join(out, grid.axes, points, folders)
+    OUT.print(f"{len(points)} run folders and {path}", soft_wrap=True)
+    return 0
+
+
+def _run(asked: Sequence[Sequence[str]], folders: Sequence[Path]) -> int:
+    """Runs the points one after another, here; the exit code of the first that does not get done, or 0."""
     for number, (each, folder) in enumerate(zip(asked, folders, strict=True), start=1):
-        OUT.print(f"[{number} of {len(points)}] {folder}", style="bold")
+        OUT.print(f"[{number} of {len(asked)}] {folder}", style="bold")
         code = experiment.main(PRESETS, [*each, "--out", str(folder)], command=("jaxdfl", "run"))
         if code not in (0, NOT_FINITE):
             return code
-    path = join(out, grid.axes, points, folders)
-    OUT.print(f"{len(points)} run folders and {path}", soft_wrap=True)
     return 0
 
 
@@ -76,7 +100,7 @@ def split(argv: Sequence[str]) -> Grid:
         "--" + field.name.replace("_", "-") for field in fields(Settings) if get_origin(hints[field.name]) is not tuple
     }
     common, axes = [], {}
-    for flag, values in _options(argv):
+    for flag, values in options(argv):
         if flag not in single or len(values) < 2:
             common += [flag, *values]
             continue
@@ -86,20 +110,6 @@ def split(argv: Sequence[str]) -> Grid:
             )
         axes[flag] = values
     return Grid(common, axes)
-
-
-def _options(argv: Sequence[str]) -> list[tuple[str, list[str]]]:
-    """Flags with the words that follow each, `--flag=value` taken apart; words before any flag under the first."""
-    found: list[tuple[str, list[str]]] = []
-    for word in argv:
-        if word.startswith("--"):
-            flag, equals, value = word.partition("=")
-            found.append((flag.replace("_", "-"), [value] if equals else []))
-        elif found:
-            found[-1][1].append(word)
-        else:
-            found.append((word, []))
-    return found
 
 
 def folder_name(axes: Sequence[str] | dict[str, Any], point: Sequence[str]) -> str:
