@@ -7,6 +7,7 @@ LoRA scale alpha/rank is left out.
 
 from functools import partial
 
+import jax
 import jax.numpy as jnp
 from jax.tree import leaves
 from jax.tree import map as tree_map
@@ -108,11 +109,32 @@ def _cross(a: Float[Array, "m rank d_in"], b: Float[Array, "m d_out rank"]) -> F
     return jnp.einsum("mor,mri->oi", centred(b), centred(a), precision="highest") / a.shape[0]
 
 
+def _qr(x: Float[Array, "d_out rank"]) -> tuple[Float[Array, "d_out rank"], Float[Array, "rank rank"]]:
+    """Q and R with x = Q R; columns of Q are orthonormal, or zero where a column of x adds no direction.
+
+    Gram-Schmidt, twice, since LAPACK's must not be called here: inside a program for several runs it waits for threads
+    of the pool that it occupies itself, and where there are as many such calls as threads, none ever returns (jaxlib
+    0.10.1, two cores, two CPU devices; experiments/LOG.md).
+    """
+    product = partial(jnp.matmul, precision="highest")
+
+    def add(column: Array, q: Array) -> Array:
+        v = x[:, column]
+        for least in (0.0, 0.5):  # the second time, what is left of rounding alone loses most of its length
+            v = v - product(q, product(q.T, v))
+            size = jnp.linalg.norm(v)
+            v = jnp.where(size > least, v / jnp.where(size > 0, size, 1.0), 0.0)
+        return q.at[:, column].set(v)
+
+    q = jax.lax.fori_loop(0, x.shape[1], add, jnp.zeros_like(x))
+    return q, product(q.T, x)
+
+
 def _squared_product_disagreement(a: Float[Array, "m rank d_in"], b: Float[Array, "m d_out rank"]) -> Float[Array, ""]:
     """(1/m) sum_i ||D_i||_F^2 of one target, as `product_disagreement` says."""
     product = partial(jnp.einsum, precision="highest")
     a, a_apart, b_apart, cross = wide(a), centred(a), centred(b), _cross(a, b)
-    q, r = jnp.linalg.qr(wide(b).mean(0))  # [d_out, k], [k, rank]; k is the rank, or d_out where that is less
+    q, r = _qr(wide(b).mean(0))
     b_within, cross_within = product("ok,mor->mkr", q, b_apart), product("ok,oi->ki", q, cross)
     b_beyond, cross_beyond = (
         b_apart - product("ok,mkr->mor", q, b_within),

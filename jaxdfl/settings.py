@@ -29,9 +29,9 @@ class Settings:
     """Where the defaults below come from."""
     task: str
     """mnli, sst2, qnli, qqp, rte, mrpc, cola, rotten_tomatoes (from a package), natural_logic (generated), or
-    `bilinear:HETEROGENEITY`, a proving ground without text: regressions with one adapter, seconds a run. Several joined
-    by + give client i the task number i mod their number, each with its own rows of the head. `domains:SOURCE:TARGET`
-    learns the target task from labels of the source (ASDA's objective)."""
+    `bilinear:HETEROGENEITY`, a proving ground without text: regressions with one adapter, seconds a run; or one of your
+    own (`jaxdfl.data.own`). Several joined by + give client i the task number i mod their number, each with its own
+    rows of the head. `domains:SOURCE:TARGET` learns the target task from labels of the source (ASDA's objective)."""
     weights: str
     """`demo` (all-MiniLM-L6-v2 from the demo extra), a local folder in Hugging Face layout, or a hub id; `none` for
     bilinear."""
@@ -45,7 +45,8 @@ class Settings:
     Graphs drawn once for all rounds, such as `random_regular:4`, take the first seed."""
     clients: int = 10
     partition: str = "paper"
-    """`paper` (its label mixtures), `dirichlet:ALPHA`, `shards:N`, `quantity:P1,P2,...`, `iid`; `own` for bilinear."""
+    """`paper` (its label mixtures), `dirichlet:ALPHA`, `shards:N`, `quantity:P1,P2,...`, `iid`; `own`, as the clients
+    of bilinear and of a task of your own hold them."""
     work: str = "steady"
     """Share of its local steps each client finishes: `steady`, `stragglers:FRACTION:SHARE` (who, is drawn each round),
     `uneven:LOWEST` (fixed, from LOWEST to 1) or `random:LOWEST` (uniform in [LOWEST, 1], drawn each round)."""
@@ -162,7 +163,10 @@ def check(settings: Settings) -> None:
             raise ValueError(f"`--task` names one twice: {settings.task}.")
         for task in tasks:
             if task not in TASKS:
-                raise ValueError(f"unknown task {task!r}.{did_you_mean(task, known)} Known: {', '.join(known)}.")
+                raise ValueError(
+                    f"unknown task {task!r}.{did_you_mean(task, known)} Known: {', '.join(known)}. One of your own "
+                    "must be in `jaxdfl.data.tasks.TASKS` first."
+                )
     for spec in settings.methods:
         methods.parse(spec)
         try:

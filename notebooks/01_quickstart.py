@@ -14,14 +14,30 @@
 # %% [markdown]
 # # Quickstart
 #
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github)
+#
 # Ten clients fine-tune one frozen model, each with LoRA factors A and B of its own, and average with the neighbours
 # they can reach. There is no server. This notebook runs such a federation in seconds, on a problem without text (two
 # small regressions with adapters), looks at the network, and compares methods. All of it works on sentences too: put
 # `--preset demo` (a small BERT, offline) or `--preset minilm --data-dir DIR` (real MNLI) in the place of `bilinear`.
 
 # %%
-import jaxdfl.startup  # noqa: F401  # isort: skip (before jax, which it keeps quiet)
+# Where jaxdfl is missing, as on Colab, this installs it. jax stays as it is, and so goes on knowing the GPU or TPU.
+import importlib.util
+import subprocess
+import sys
+from importlib.metadata import version
 
+WHERE = "..[demo]"  # the repository that this notebook lies in; on Colab "jaxdfl[demo] @ git+" and its address
+if importlib.util.find_spec("jaxdfl") is None:
+    kept = [f"{name}=={version(name)}" for name in ("jax", "jaxlib") if importlib.util.find_spec(name)]
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", WHERE, *kept], check=True)
+
+# %%
+from jaxdfl import startup  # isort: skip (before jax, which it keeps quiet)
+
+import os
+import tempfile
 from pathlib import Path
 
 import jax
@@ -33,8 +49,14 @@ from jaxdfl.presets import PRESETS
 from jaxdfl.tables import markdown
 from jaxdfl.topology import build, recommended_period, spectrum
 
-out = Path("runs/01_quickstart")
-out.mkdir(parents=True, exist_ok=True)
+ROUNDS, SEEDS = "60", ("0", "1", "2")
+
+startup.split_cpu(None)  # a device for each core; a GPU or TPU is found, and taken, without a word
+print(f"{jax.device_count()} x {jax.devices()[0].device_kind}, jax {jax.__version__}")
+scratch = tempfile.TemporaryDirectory()  # run folders go there, and go with the notebook
+os.chdir(scratch.name)
+out = Path("runs")
+out.mkdir()
 
 # %% [markdown]
 # ## The network
@@ -58,7 +80,7 @@ display(Image(out / "network.png", width=640))
 
 # %%
 asked = ["--preset", "bilinear", "--methods", "local", "dec_lora", "ffa_lora", "tad_lora:3"]
-asked += ["--topologies", "erdos_renyi:0.1", "ring", "--seeds", "0", "1", "2", "--rounds", "60", "--eval-every", "20"]
+asked += ["--topologies", "erdos_renyi:0.1", "ring", "--seeds", *SEEDS, "--rounds", ROUNDS, "--eval-every", "20"]
 experiment.main(PRESETS, [*asked, "--overwrite", "--out", str(out / "run")])
 # %% [markdown]
 # ## What came of it

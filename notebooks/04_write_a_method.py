@@ -14,13 +14,29 @@
 # %% [markdown]
 # # Write a method
 #
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github)
+#
 # A decentralised method answers three questions, and `Method` holds just the answers: which blocks *train* in a round,
 # which are *shared* afterwards, and how a client *mixes* what it hears. No method contains a loop over rounds or over
 # clients.
 
 # %%
-import jaxdfl.startup  # noqa: F401  # isort: skip (before jax, which it keeps quiet)
+# Where jaxdfl is missing, as on Colab, this installs it. jax stays as it is, and so goes on knowing the GPU or TPU.
+import importlib.util
+import subprocess
+import sys
+from importlib.metadata import version
 
+WHERE = "..[demo]"  # the repository that this notebook lies in; on Colab "jaxdfl[demo] @ git+" and its address
+if importlib.util.find_spec("jaxdfl") is None:
+    kept = [f"{name}=={version(name)}" for name in ("jax", "jaxlib") if importlib.util.find_spec(name)]
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", WHERE, *kept], check=True)
+
+# %%
+from jaxdfl import startup  # isort: skip (before jax, which it keeps quiet)
+
+import os
+import tempfile
 from pathlib import Path
 
 import jax
@@ -35,6 +51,13 @@ from jaxdfl.mixing import gossip
 from jaxdfl.presets import PRESETS
 from jaxdfl.protocol import Exchange, Method, Mixer, PerBlock
 from jaxdfl.tables import markdown
+
+ROUNDS, SEEDS = "60", ("0", "1", "2")
+
+startup.split_cpu(None)  # a device for each core; a GPU or TPU is found, and taken, without a word
+print(f"{jax.device_count()} x {jax.devices()[0].device_kind}, jax {jax.__version__}")
+scratch = tempfile.TemporaryDirectory()  # run folders go there, and go with the notebook
+os.chdir(scratch.name)
 
 # %% [markdown]
 # ## A method is a sentence
@@ -119,22 +142,8 @@ assert drift < 1e-6
 
 # %%
 METHODS |= {"lazy_lora": lazy_lora, "stubborn_lora": stubborn_lora}
-out = Path("runs/04_write_a_method")
-out.mkdir(parents=True, exist_ok=True)
-asked = [
-    "--preset",
-    "bilinear",
-    "--topologies",
-    "ring",
-    "--seeds",
-    "0",
-    "1",
-    "2",
-    "--rounds",
-    "60",
-    "--eval-every",
-    "20",
-]
+out = Path("runs")
+asked = ["--preset", "bilinear", "--topologies", "ring", "--seeds", *SEEDS, "--rounds", ROUNDS, "--eval-every", "20"]
 asked += ["--methods", "dec_lora", "lazy_lora:4", "stubborn_lora:0.5", "lazy_lora:4+quantized:8"]
 experiment.main(PRESETS, [*asked, "--overwrite", "--out", str(out / "run")])
 # %%

@@ -16,6 +16,7 @@ if "xla_backend_optimization_level" not in (flags := os.environ.get("XLA_FLAGS",
 import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from safetensors.numpy import save_file
 from tiny import CLIENTS, POSITIONS, VOCABULARY, WIDTH, WORDS
 
@@ -26,6 +27,22 @@ os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="jaxdfl-tests-")  # of ch
 def programs_dropped_after_each_module():
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(scope="module")
+def programs_compiled_once(tmp_path_factory):
+    """For modules whose experiments compile programs of their own, of which most are the same."""
+    options = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
+    before = {name: getattr(jax.config, name) for name in options}
+    for settings in (options, before):
+        for name, value in settings.items():
+            jax.config.update(name, value)
+        reset_cache()
+        if settings is options:
+            yield
 
 
 @pytest.fixture(scope="session")

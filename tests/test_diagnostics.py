@@ -7,6 +7,7 @@ import pytest
 import toy
 
 from jaxdfl.diagnostics import (
+    _qr,
     average,
     average_product,
     cross_term,
@@ -183,3 +184,25 @@ def test_the_exact_average_is_no_larger_than_a_matrix():
     for path, product in wanted.items():
         assert found.a[path].shape[1] == found.b[path].shape[2] == min(product.shape[1:])
         np.testing.assert_allclose(found.b[path][0] @ found.a[path][0], product.mean(0), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(64, 8), (16, 4), (3, 8)])
+@pytest.mark.parametrize("kind", ["random", "zero", "repeated", "ill-conditioned"])
+def test_the_factorisation_is_exact_and_orthonormal_whatever_it_is_given(shape, kind):
+    x = jax.random.normal(jax.random.key(0), shape)
+    x = {"random": x, "zero": 0 * x, "repeated": jnp.repeat(x[:, :1], shape[1], axis=1)}.get(
+        kind, x * 10.0 ** -jnp.arange(shape[1])
+    )
+    q, r = jax.jit(_qr)(x)
+    np.testing.assert_allclose(q @ r, x, rtol=0, atol=1e-6 * float(jnp.linalg.norm(x)))
+    gram = np.asarray(q.T @ q)
+    np.testing.assert_allclose(gram, np.diag(np.round(np.diag(gram))), atol=1e-6)  # a column is of length 1 or 0
+
+
+def test_no_diagnostic_calls_lapack_which_can_wait_for_itself_in_a_program_for_several_runs():
+    def program(function, *given):
+        return jax.jit(jax.vmap(function)).lower(*given).as_text()
+
+    runs = jax.tree.map(lambda x: jnp.stack([x, x]), BLOCKS)
+    assert "lapack" not in program(diagnose, runs)
+    assert "lapack" in program(jnp.linalg.qr, jnp.ones((2, 8, 4))) or jax.default_backend() != "cpu"

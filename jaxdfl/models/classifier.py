@@ -14,6 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from jaxdfl.data.examples import Examples, Rows
+from jaxdfl.data.tasks import ExampleLoss
 from jaxdfl.lora import find_targets, init_factors
 from jaxdfl.models.encoder import EncoderClassifier
 from jaxdfl.models.layers import Adapter, Linear
@@ -23,6 +24,7 @@ from jaxdfl.trees import wide
 
 Logits = Callable[[Any, PerBlock, Examples | Rows, Key[Array, ""] | None], Float[Array, "batch classes"]]
 Loss = Callable[[Any, PerBlock, Examples, Key[Array, ""] | None], Float[Array, ""]]
+CROSS_ENTROPY: ExampleLoss = optax.softmax_cross_entropy_with_integer_labels
 
 
 class Classifier(NamedTuple):
@@ -92,13 +94,16 @@ def adapt(
     return Classifier(PerBlock(a, b, head), frozen, logits, base)
 
 
-def cross_entropy(classifier: Classifier) -> Loss:
-    """The mean cross-entropy over a batch, in nats, as the engine's loss(frozen, blocks, examples, key)."""
+def cross_entropy(classifier: Classifier, each: ExampleLoss = CROSS_ENTROPY) -> Loss:
+    """The mean cross-entropy over a batch, in nats, as the engine's loss(frozen, blocks, examples, key).
+
+    The mean of another loss, where `each` gives one.
+    """
     logits = classifier.logits  # alone: a program that holds the loss must not hold this classifier's weights too
 
     def loss(frozen: Any, blocks: PerBlock, examples: Examples, key: Key[Array, ""] | None = None) -> Float[Array, ""]:
         predicted = logits(frozen, blocks, examples, key)
-        return optax.softmax_cross_entropy_with_integer_labels(predicted, examples.labels).mean()
+        return each(predicted, examples.labels).mean()
 
     return loss
 

@@ -10,22 +10,20 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Float, Int, Key
 
 from jaxdfl.data.examples import Examples, Rows
 from jaxdfl.data.packing import Room, pack
-from jaxdfl.models.classifier import Logits, Loss
+from jaxdfl.data.tasks import ExampleLoss
+from jaxdfl.models.classifier import CROSS_ENTROPY, Logits, Loss
 from jaxdfl.protocol import PerBlock
 
 
-def packed_cross_entropy(logits: Logits, room: Room) -> Loss:
-    """The mean cross-entropy over a batch, in nats: `jaxdfl.models.cross_entropy` without the padding."""
+def packed_cross_entropy(logits: Logits, room: Room, each: ExampleLoss = CROSS_ENTROPY) -> Loss:
+    """The mean cross-entropy over a batch, in nats, or of the loss `each`: `cross_entropy` without the padding."""
 
     def of_group(blocks: PerBlock, frozen: Any, rows: Rows, key: Key[Array, ""] | None) -> Float[Array, ""]:
-        values = optax.softmax_cross_entropy_with_integer_labels(
-            logits(frozen, blocks, rows, key), jnp.maximum(rows.labels, 0)
-        )
+        values = each(logits(frozen, blocks, rows, key), jnp.maximum(rows.labels, 0))
         return jnp.sum(jnp.where(rows.labels >= 0, values, 0))
 
     def over_groups(function: Any, groups: Rows, used: Int[Array, ""], key: Key[Array, ""] | None, zero: Any) -> Any:

@@ -94,6 +94,8 @@ def _tasks(settings: Settings) -> tuple[str, str]:
             f"`--task` {settings.task}: both must have the same labels, got {', '.join(TASKS[source].labels)} and "
             f"{', '.join(TASKS[target].labels)}."
         )
+    if TASKS[source].loss or TASKS[target].loss:
+        raise ValueError(f"`--task` {settings.task}: its objective is ASDA's; leave out the tasks' own loss.")
     if settings.head != "trained":
         raise ValueError(f"`--head` must be trained for {settings.task}: its two heads play against the encoder.")
     if not settings.lora_dropout:

@@ -14,9 +14,9 @@ from jaxdfl.data.examples import Examples
 from jaxdfl.data.multitask import Offsets, by_task, offsets_of, union, within_task
 from jaxdfl.data.packing import Room, place
 from jaxdfl.data.partition import Partition
-from jaxdfl.data.tasks import TASKS, Texts
+from jaxdfl.data.tasks import TASKS, ExampleLoss, Texts
 from jaxdfl.data.tokenize import encode
-from jaxdfl.models.classifier import Classifier, cross_entropy
+from jaxdfl.models.classifier import CROSS_ENTROPY, Classifier, cross_entropy
 from jaxdfl.models.packed import packed_cross_entropy
 from jaxdfl.problems import Problem, Seeded
 from jaxdfl.problems.backbone import backbone, portions, require_fit, with_prefix_remembered
@@ -45,7 +45,8 @@ def problem(settings: Settings) -> Problem:
     offsets = offsets_of([len(TASKS[name].labels) for name in names])
     texts = [[read(settings, name, split) for name in names] for split in ("train", "validation")]
     labels = np.concatenate([each.labels + first for each, first in zip(texts[0], offsets[:-1], strict=True)])
-    parts = {seed: _parts(settings, labels, offsets, seed) for seed in settings.seeds}
+    parts = {seed: _parts(settings, texts[0], labels, offsets, seed) for seed in settings.seeds}
+    each = _loss(names)
 
     model = backbone(settings, offsets[-1], train_head=settings.head == "trained")
     train, validation = (coded(model.tokenizer, each, offsets, settings.max_length) for each in texts)
@@ -68,13 +69,13 @@ def problem(settings: Settings) -> Problem:
     examples = jax.device_put(train.examples)
     metric = TASKS[names[0]].metric if len(names) == 1 else None
     return Problem(
-        loss=packed_cross_entropy(first.logits, at_once.room) if settings.packing else cross_entropy(first),
+        loss=packed_cross_entropy(first.logits, at_once.room, each) if settings.packing else cross_entropy(first, each),
         examples=examples,
         seeded=seeded,
         scores=scoring(first.logits, examples, validation.examples, offsets, metric, at_once, settings.eval_clients),
         chunk=at_once.clients,
         model=model.identity,
-        data=identity(settings, names, train, validation),
+        data={**identity(settings, names, train, validation), **_note(each)},
         groups=partial(_groups, train.examples.lengths, at_once.room) if settings.packing else None,
         partitions={seed: partition.describe(each, labels).tolist() for seed, each in parts.items()},
     )
@@ -135,7 +136,37 @@ def _groups(lengths: ArrayLike, room: Room, parts: Partition, batch_size: int) -
     return float(np.mean(np.ceil(np.asarray(rows) / room.rows)))
 
 
-def _parts(settings: Settings, labels: np.ndarray, offsets: Offsets, seed: int) -> Partition:
+def _loss(names: list[str]) -> ExampleLoss:
+    own = {name: TASKS[name].loss for name in names if TASKS[name].loss is not None}
+    if own and len(names) > 1:  # the columns that an example does not see would enter it
+        raise ValueError(f"`--task`: {next(iter(own))} has a loss of its own; run it alone.")
+    return own.get(names[0]) or CROSS_ENTROPY
+
+
+def _note(each: ExampleLoss) -> dict[str, str]:
+    """What must be said beside figures made with another loss than the cross-entropy."""
+    return {} if each is CROSS_ENTROPY else {"note": f"Trained by a loss of its own: {getattr(each, '__name__', each)}"}
+
+
+def _parts(settings: Settings, texts: list[Texts], labels: np.ndarray, offsets: Offsets, seed: int) -> Partition:
+    if settings.partition == "own" and len(texts) == 1:
+        return _held(settings, texts[0])
     if len(offsets) == 2:
         return partition.build(settings.partition, labels, offsets[-1], settings.clients, seed)
     return by_task(labels, offsets, tasks_of_clients(settings.clients, offsets), seed, settings.partition)
+
+
+def _held(settings: Settings, texts: Texts) -> Partition:
+    """Every client's own examples."""
+    if texts.holders is None:
+        raise ValueError(
+            f"`--partition` own: nobody holds the examples of {settings.task} yet; take paper, dirichlet:ALPHA or "
+            "another, or hand over each client's own (`jaxdfl.data.own`)."
+        )
+    parts = partition.by_group(texts.holders)
+    if len(parts) != settings.clients:
+        raise ValueError(
+            f"`--clients` must be {len(parts)}, got {settings.clients}: so many hold the examples of {settings.task}"
+            f"{' that --train-examples leaves' if settings.train_examples else ''}."
+        )
+    return parts

@@ -53,6 +53,24 @@ def test_packed_loss_and_gradients_equal_those_of_padded_sentences(model, exampl
     np.testing.assert_allclose(value, padded[0], rtol=1e-6)  # without a gradient, too
 
 
+def focal(logits, labels):
+    hit = jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1)[:, 0]
+    return -((1 - jnp.exp(hit)) ** 2) * hit
+
+
+def test_a_loss_of_ones_own_is_the_same_packed_and_padded_and_has_its_own_gradients(model, examples):
+    classifier = adapt(model, KEY, train_head=True)
+    blocks = with_random_b(classifier.blocks)
+    losses = cross_entropy(classifier, focal), packed_cross_entropy(classifier.logits, ROOMS[1], focal)
+    padded, packed = (
+        jax.jit(jax.value_and_grad(loss, argnums=1))(classifier.frozen, blocks, examples, None) for loss in losses
+    )
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-5, atol=2e-6), packed, padded)
+    each = focal(classifier.logits(classifier.frozen, blocks, examples, None), examples.labels)
+    np.testing.assert_allclose(packed[0], each.mean(), rtol=1e-5)
+    assert packed[0] < cross_entropy(classifier)(classifier.frozen, blocks, examples, None)  # focal is below it
+
+
 def test_clients_under_vmap_may_need_different_numbers_of_groups(model):
     classifier = adapt(model, KEY)
     loss = packed_cross_entropy(classifier.logits, ROOMS[0])
