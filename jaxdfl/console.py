@@ -13,8 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from jaxdfl import report
+from jaxdfl.run_folder import RunFolder
 from jaxdfl.simulate.run import Stop
-from jaxdfl.trackers import RunFolder
 
 COUNTS = ("messages", "bytes")
 DIAGNOSTICS = ("disagreement_a", "disagreement_b", "disagreement_product", "disagreement_head", "cross_term")

@@ -15,12 +15,12 @@ from jaxdfl.prepare import NOBODY, Prepared, Run, batches
 from jaxdfl.problems import Seeded
 from jaxdfl.protocol import Method
 from jaxdfl.resume import NEW, Keeper, evaluates, point, run_folder, trim
+from jaxdfl.run_folder import RunFolder
 from jaxdfl.settings import Settings, make_optimizer
 from jaxdfl.simulate.finite import first_bad_round, trace
 from jaxdfl.simulate.program import Advance, code, make_advance
 from jaxdfl.simulate.rounds import SimState, measure
 from jaxdfl.simulate.sweep import Case, Stop, sweep
-from jaxdfl.trackers import RunFolder
 
 DRIFT = 1e-4  # of the clients' mean in one round: a hundred times the rounding of large blocks
 NOT_FINITE = 3  # exit code where all is done, but for runs that ended early on numbers that are not finite

@@ -13,9 +13,9 @@ from jaxdfl.arguments import from_manifest
 from jaxdfl.prepare import Prepared, batches
 from jaxdfl.problems import seed_keys
 from jaxdfl.resume import require_same
+from jaxdfl.run_folder import ROWS, RunFolder, environment, read_manifest, strict
 from jaxdfl.simulate.rounds import round_keys
 from jaxdfl.topology.spectrum import recommended_period
-from jaxdfl.trackers import ROWS, RunFolder, environment, read_manifest, strict
 
 Manifest = dict[str, Any]
 HASHED_ROUNDS = 10

@@ -21,6 +21,7 @@ from jaxdfl.data.partition import Partition
 from jaxdfl.methods import DEMANDS, METHODS, POOLED
 from jaxdfl.problems import Problem, Seeded, bilinear, domains, seed_keys, text
 from jaxdfl.protocol import Method
+from jaxdfl.run_folder import RunFolder
 from jaxdfl.settings import BILINEAR, DOMAINS, Settings, arbiter_of, make_optimizer, make_step_scale
 from jaxdfl.simulate.clients import portion
 from jaxdfl.simulate.rounds import SimState, init
@@ -29,7 +30,6 @@ from jaxdfl.topology import build, build_work
 from jaxdfl.topology.catalogue import Topology
 from jaxdfl.topology.spectrum import Spectrum, recommended_period, spectrum
 from jaxdfl.topology.work import Work
-from jaxdfl.trackers import RunFolder
 from jaxdfl.trees import stack
 
 NOBODY = "pooled"  # the topology of a method that has all data in one place

@@ -19,9 +19,9 @@ from jaxdfl.commands import COMMANDS, EXAMPLES, launching, main
 from jaxdfl.commands.methods import file_of, paper, spelt
 from jaxdfl.commands.sweep import folder_name, split
 from jaxdfl.methods import METHODS, WRAPPERS
+from jaxdfl.run_folder import read_manifest
 from jaxdfl.settings import check
 from jaxdfl.topology import build
-from jaxdfl.trackers import read_manifest
 
 ROOT = Path(__file__).parents[1]
 

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdfl import trackers
-from jaxdfl.trackers import RunFolder, environment, read_manifest, read_rows
+from jaxdfl import run_folder
+from jaxdfl.run_folder import RunFolder, environment, read_manifest, read_rows
 
 ROW = {"method": "tad_lora", "topology": "ring", "seed": 0, "round": 5, "loss": 0.1}
 
@@ -147,14 +147,14 @@ def test_environment_is_json_without_paths(monkeypatch):
 
 
 def test_git_state_says_commit_and_dirty(tmp_path):
-    assert trackers._git(tmp_path) is None  # no checkout
+    assert run_folder._git(tmp_path) is None  # no checkout
     git = ("git", "-C", str(tmp_path), "-c", "user.name=t", "-c", "user.email=t@example.org")
     subprocess.run((*git, "init", "-q"), check=True)
-    assert trackers._git(tmp_path) is None  # no commit yet
+    assert run_folder._git(tmp_path) is None  # no commit yet
     subprocess.run((*git, "commit", "-q", "--allow-empty", "--no-verify", "-m", "first"), check=True)
-    clean = trackers._git(tmp_path)
+    clean = run_folder._git(tmp_path)
     assert clean is not None
     assert len(clean["commit"]) == 40
     assert not clean["dirty"]
     (tmp_path / "new.py").touch()
-    assert trackers._git(tmp_path) == {"commit": clean["commit"], "dirty": True}
+    assert run_folder._git(tmp_path) == {"commit": clean["commit"], "dirty": True}
