@@ -26,7 +26,7 @@ class Settings:
     """Decentralised LoRA fine-tuning: methods x topologies x seeds, on one task. Defaults are the preset's."""
 
     preset: str
-    """Where the defaults below come from."""
+    """Where the defaults below come from: a name, a .toml file, or a run folder."""
     task: str
     """mnli, sst2, qnli, qqp, rte, mrpc, cola, rotten_tomatoes (from a package), natural_logic (generated), or
     `bilinear:HETEROGENEITY`, a proving ground without text: regressions with one adapter, seconds a run; or one of your
