@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxdfl import methods
+from jaxdfl import methods, trackers
 from jaxdfl.concentration import Keep, arbitrate, example_concentration
 from jaxdfl.data.batches import plan
 from jaxdfl.data.partition import Partition
@@ -107,6 +107,7 @@ def prepare(settings: Settings) -> Prepared:
     """
     out = Path(settings.out or f"runs/{settings.preset}-{datetime.now(UTC):%Y%m%d-%H%M%S}")
     RunFolder.check(out, settings.overwrite, settings.resume)
+    trackers.load(settings.track)
     with _naming(f"`--work` {settings.work}"):
         work = build_work(settings.work, settings.clients)
     topologies = {spec: _topology(settings, spec, work) for spec in settings.topologies}

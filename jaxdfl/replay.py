@@ -42,6 +42,7 @@ def replay(folder: Path, out: Path | None = None) -> tuple[str | None, list[str]
         settings = replace(
             settings,
             out=str(out or scratch / "run"),
+            track=(),
             dry_run=False,
             overwrite=False,
             resume=False,
