@@ -26,9 +26,9 @@ from jaxdfl.metrics import Columns
 from jaxdfl.prepare import prepare
 from jaxdfl.problems import Problem
 from jaxdfl.problems.backbone import portions
+from jaxdfl.run_folder import read_rows
 from jaxdfl.settings import Settings
 from jaxdfl.simulate.operations import matrix_products
-from jaxdfl.trackers import read_rows
 
 
 def run(folder: Path, turn: Turn, more: Sequence[str] = ()) -> Result:

@@ -1,20 +1,23 @@
-"""Settings as they come from outside: from the command line, or from the manifest of an earlier run."""
+"""Settings as they come from outside: from the command line over a preset, or from the manifest of an earlier run."""
 
 import contextlib
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, get_type_hints
 
 import tyro
 
+from jaxdfl import preset_files
+from jaxdfl.preset_files import OF_ONE_COMMAND, fits
+from jaxdfl.run_folder import read_manifest
 from jaxdfl.settings import Settings, check, flag
 from jaxdfl.spelling import did_you_mean
 
 
 def parse(presets: Mapping[str, Settings], argv: Sequence[str], command: str | None = None) -> Settings:
-    """The command line over a preset (the first one unless `--preset` names another).
+    """The command line over a preset (the first one unless `--preset` names another, a .toml file or a run folder).
 
     `--help` prints and exits, as tyro does it, and calls the program `command` (None: by its file). What tyro says of
     mistakes in a box becomes one line.
@@ -22,19 +25,12 @@ def parse(presets: Mapping[str, Settings], argv: Sequence[str], command: str | N
     Raises:
         ValueError: unknown preset or option, a value of the wrong type, or a setting out of range.
     """
-    name = next(iter(presets))
-    for position, word in enumerate(argv):
-        if word == "--preset" and position + 1 < len(argv):
-            name = argv[position + 1]
-        elif word.startswith("--preset="):
-            name = word.partition("=")[2]
-    if name not in presets:
-        raise ValueError(f"unknown preset {name!r}.{did_you_mean(name, presets)} Known: {', '.join(presets)}.")
+    name, preset = named_preset(presets, argv)
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
             settings, unknown = tyro.cli(
-                Settings, prog=command, args=list(argv), default=presets[name], description=_describe(presets),
+                Settings, prog=command, args=list(argv), default=preset, description=_describe(presets),
                 return_unknown_args=True,
             )  # fmt: skip
     except SystemExit as stop:
@@ -44,8 +40,47 @@ def parse(presets: Mapping[str, Settings], argv: Sequence[str], command: str | N
     if unknown:
         flags = [flag(field.name) for field in fields(Settings)]
         raise ValueError(f"unknown option {unknown[0]!r}.{did_you_mean(unknown[0], flags)} See --help for all of them.")
-    check(settings)
+    settings = replace(settings, preset=preset.preset)  # of a file, its name, and nobody's folders
+    try:
+        check(settings)
+    except ValueError as error:
+        raise ValueError(str(error) if name in presets else f"{error} (The preset is {name}.)") from None
     return settings
+
+
+def named_preset(presets: Mapping[str, Settings], argv: Sequence[str]) -> tuple[str, Settings]:
+    """What `--preset` says, and the settings that it stands for.
+
+    Raises:
+        ValueError: it is no name, and neither the file of a preset nor a run folder.
+    """
+    name = next(iter(presets))
+    for position, word in enumerate(argv):
+        if word == "--preset" and position + 1 < len(argv):
+            name = argv[position + 1]
+        elif word.startswith("--preset="):
+            name = word.partition("=")[2]
+    if name in presets:
+        return name, presets[name]
+    if name.endswith(".toml"):
+        return name, preset_files.read(Path(name), presets)
+    if _is_folder(name):
+        return name, _again(Path(name))
+    hint, known = did_you_mean(name, presets), ", ".join(presets)
+    raise ValueError(f"unknown preset {name!r}.{hint} Known: {known}. A .toml file or a run folder serves too.")
+
+
+def _is_folder(name: str) -> bool:
+    try:
+        return Path(name).is_dir()
+    except (OSError, ValueError):  # too long for a path, say
+        return False
+
+
+def _again(folder: Path) -> Settings:
+    """The settings of the runs in a folder, but for those of one command."""
+    usual = {field.name: field.default for field in fields(Settings) if field.name in OF_ONE_COMMAND}
+    return replace(from_manifest(read_manifest(folder)), **{**usual, "preset": folder.resolve().name})
 
 
 def from_manifest(manifest: Mapping[str, Any]) -> Settings:
@@ -66,7 +101,7 @@ def from_manifest(manifest: Mapping[str, Any]) -> Settings:
         raise ValueError(f"`settings` of the manifest {what}: another version of jaxdfl wrote it; use that version.")
     values: dict[str, Any] = {name: tuple(x) if isinstance(x, list) else x for name, x in mapping.items()}
     for name, hint in get_type_hints(Settings).items():
-        if not _fits(values[name], hint):
+        if not fits(values[name], hint):
             raise ValueError(
                 f"`settings.{name}` of the manifest is {values[name]!r}, which is no {getattr(hint, '__name__', hint)}."
             )
@@ -75,22 +110,13 @@ def from_manifest(manifest: Mapping[str, Any]) -> Settings:
     return settings
 
 
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether the value is of the type that a setting is declared with."""
-    if get_origin(hint) is Literal:
-        return value in get_args(hint)
-    if get_origin(hint) is tuple:
-        return isinstance(value, tuple) and all(_fits(each, get_args(hint)[0]) for each in value)
-    if get_origin(hint) in (Union, UnionType):
-        return any(_fits(value, each) for each in get_args(hint))
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    return type(value) is hint
-
-
 def _describe(presets: Mapping[str, Settings]) -> str:
     lines = [f"  {name}: {p.weights}, {p.task}, {' '.join(p.topologies)}" for name, p in presets.items()]
-    return (Settings.__doc__ or "") + "\n\nPresets (--preset NAME):\n" + "\n".join(lines)
+    return (
+        (Settings.__doc__ or "")
+        + "\n\nPresets (--preset NAME, or your own FILE.toml, or a run folder):\n"
+        + "\n".join(lines)
+    )
 
 
 def _unboxed(text: str) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxdfl import __version__
-from jaxdfl.trackers import at_rate
+from jaxdfl.run_folder import at_rate
 
 SCORES = ("_mean", "_worst", "_std", "_average_model", "_average_product")  # how the names of scores end
 

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxdfl.report import Score, Summary, summary_of
+from jaxdfl.run_folder import at_rate, read_manifest, read_rows, run_key
 from jaxdfl.settings import FREE_ON_RESUME
 from jaxdfl.statistics import Interval, Signs, differences, interval, signs
-from jaxdfl.trackers import at_rate, read_manifest, read_rows, run_key
 
 Row = Mapping[str, Any]
 AXES = ("methods", "topologies", "seeds", "learning_rate")

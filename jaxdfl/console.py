@@ -13,8 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from jaxdfl import report
+from jaxdfl.run_folder import RunFolder
 from jaxdfl.simulate.run import Stop
-from jaxdfl.trackers import RunFolder
+from jaxdfl.trackers import Rows
 
 COUNTS = ("messages", "bytes")
 DIAGNOSTICS = ("disagreement_a", "disagreement_b", "disagreement_product", "disagreement_head", "cross_term")
@@ -137,11 +138,19 @@ class Recorder:
     """Writes the rows of one run as the engine stops, and moves the progress bar; goes on after rows that are there.
 
     A row's `seconds` are those of the last row there, and those since the recorder was made, divided by the number of
-    runs that go `together` with this one: compiling and evaluation included.
+    runs that go `together` with this one: compiling and evaluation included. `tell` is called with all rows of a stop,
+    once they are written.
     """
 
-    def __init__(self, folder: RunFolder, run: Mapping[str, Any], moved: Callable[[str, int], None], together: int = 1):
-        self.folder, self.run, self.moved, self.together = folder, run, moved, together
+    def __init__(
+        self,
+        folder: RunFolder,
+        run: Mapping[str, Any],
+        moved: Callable[[str, int], None],
+        tell: Callable[[Rows], None],
+        together: int = 1,
+    ):
+        self.folder, self.run, self.moved, self.tell, self.together = folder, run, moved, tell, together
         rounds = folder.rows("rounds.jsonl", run)
         self.totals: dict[str, int] = {name: sum(row[name] for row in rounds) for name in COUNTS}
         self.before = max((row["seconds"] for row in folder.rows("metrics.jsonl", run)), default=0.0)
@@ -156,7 +165,7 @@ class Recorder:
     def __call__(self, stop: Stop, scores: Mapping[str, Any] | None) -> None:
         """A row for every round since the last stop, and one for this stop where it has been scored."""
         rounds = len(stop.infos.get("loss", ()))
-        loss = None
+        loss, rows = None, []
         for index in range(rounds):
             info = {name: values[index].item() for name, values in stop.infos.items()}
             loss = info.pop("loss")
@@ -164,11 +173,15 @@ class Recorder:
             self.totals = {name: self.totals[name] + counts[name] for name in COUNTS}
             diagnostics = {name: info.pop(name) for name in DIAGNOSTICS}
             number = stop.round - rounds + index + 1
-            self.folder.log_round({**self.run, "round": number, "loss": loss, **diagnostics, **counts, **info})
+            row = {**self.run, "round": number, "loss": loss, **diagnostics, **counts, **info}
+            self.folder.log_round(row)
+            rows.append(("rounds", row))
         if scores is not None:
             seconds = round(self.before + (time.perf_counter() - self.began) / self.together, 3)
             row = {**self.run, "round": stop.round, "loss": loss, **scores, **self.totals, "seconds": seconds}
             self.folder.log_metrics(row)
+            rows.append(("metrics", row))
+        self.tell(rows)
         self.moved(self.name, rounds)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from jaxdfl import checkpoint, console, report
+from jaxdfl import checkpoint, console, report, trackers
 from jaxdfl.interrupts import STOPPED, interruptible, say_stopping
 from jaxdfl.manifest import Manifest
 from jaxdfl.metrics import Columns
@@ -15,12 +15,12 @@ from jaxdfl.prepare import NOBODY, Prepared, Run, batches
 from jaxdfl.problems import Seeded
 from jaxdfl.protocol import Method
 from jaxdfl.resume import NEW, Keeper, evaluates, point, run_folder, trim
+from jaxdfl.run_folder import RunFolder
 from jaxdfl.settings import Settings, make_optimizer
 from jaxdfl.simulate.finite import first_bad_round, trace
 from jaxdfl.simulate.program import Advance, code, make_advance
 from jaxdfl.simulate.rounds import SimState, measure
 from jaxdfl.simulate.sweep import Case, Stop, sweep
-from jaxdfl.trackers import RunFolder
 
 DRIFT = 1e-4  # of the clients' mean in one round: a hundred times the rounding of large blocks
 NOT_FINITE = 3  # exit code where all is done, but for runs that ended early on numbers that are not finite
@@ -66,8 +66,10 @@ def execute(prepared: Prepared, folder: RunFolder, manifest: Manifest) -> int:
     """
     settings = prepared.settings
     advance = make(prepared)
+    tracking = trackers.Tracking(trackers.load(settings.track), folder, manifest, console.warn)
     with (
         closing(folder),
+        closing(tracking),
         console.progress(len(prepared.runs) * settings.rounds) as moved,
         console.compile_time() as compiled,
         interruptible(say_stopping) as asked,
@@ -75,7 +77,8 @@ def execute(prepared: Prepared, folder: RunFolder, manifest: Manifest) -> int:
         for group in dict.fromkeys(run["group"] for run in manifest["runs"]):
             if not asked():
                 numbers = [number for number, run in enumerate(manifest["runs"]) if run["group"] == group]
-                _simulate(prepared, folder, manifest, numbers, advance, moved, asked)
+                _simulate(prepared, folder, manifest, numbers, advance, tracking, moved, asked)
+                tracking.close()
         if (folder.path / "metrics.jsonl").exists():
             console.show_summary(report.summarize(folder.path), folder.path, compiled())
         return STOPPED if asked() else NOT_FINITE if manifest["stopped"] else 0
@@ -87,6 +90,7 @@ def _simulate(
     manifest: Manifest,
     numbers: Sequence[int],
     advance: Advance,
+    tracking: trackers.Tracking,
     moved: Callable[[str, int], None],
     asked: Callable[[], bool],
 ) -> None:
@@ -99,7 +103,10 @@ def _simulate(
     if folder.resumed:
         at = point(folder, [(p, run.identity) for p, run in zip(places, runs, strict=True)], ended, settings)
         trim(folder, [run.identity for place, run in enumerate(runs) if place not in ended], places, at)
-    records = [console.Recorder(folder, run.identity, moved, len(runs)) for run in runs]
+    records = [
+        console.Recorder(folder, run.identity, moved, tracking.begin(number), len(runs))
+        for number, run in zip(numbers, runs, strict=True)
+    ]
     if at == settings.rounds:
         return
 

@@ -20,10 +20,10 @@ from jaxdfl.models.sources import KNOWN
 from jaxdfl.problems import seed_keys
 from jaxdfl.problems.backbone import backbone
 from jaxdfl.protocol import Method, PerBlock
+from jaxdfl.run_folder import of_run, read_manifest, read_rows
 from jaxdfl.settings import OTHER_TASKS, Settings, make_optimizer
 from jaxdfl.simulate.rounds import adapters, init
 from jaxdfl.startup import precision
-from jaxdfl.trackers import of_run, read_manifest, read_rows
 from jaxdfl.trees import stack
 
 AVERAGES = {"average": average, "average-product": average_product}

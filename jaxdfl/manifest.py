@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import secrets
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,9 +14,9 @@ from jaxdfl.arguments import from_manifest
 from jaxdfl.prepare import Prepared, batches
 from jaxdfl.problems import seed_keys
 from jaxdfl.resume import require_same
+from jaxdfl.run_folder import ROWS, RunFolder, environment, read_manifest, strict
 from jaxdfl.simulate.rounds import round_keys
 from jaxdfl.topology.spectrum import recommended_period
-from jaxdfl.trackers import ROWS, RunFolder, environment, read_manifest, strict
 
 Manifest = dict[str, Any]
 HASHED_ROUNDS = 10
@@ -45,6 +46,7 @@ def begin(prepared: Prepared, command: Sequence[str]) -> tuple[RunFolder, Manife
         manifest = now
         for run, entry in zip(prepared.runs, manifest["runs"], strict=True):
             entry["group"] = groups[run]
+    manifest.setdefault("id", secrets.token_hex(4))  # by which trackers know the runs again
     folder.write_manifest(manifest)
     (folder.path / "rounds.jsonl").touch()  # a run may end in its first round
     return folder, manifest

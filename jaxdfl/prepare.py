@@ -14,13 +14,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxdfl import methods
+from jaxdfl import methods, trackers
 from jaxdfl.concentration import Keep, arbitrate, example_concentration
 from jaxdfl.data.batches import plan
 from jaxdfl.data.partition import Partition
 from jaxdfl.methods import DEMANDS, METHODS, POOLED
 from jaxdfl.problems import Problem, Seeded, bilinear, domains, seed_keys, text
 from jaxdfl.protocol import Method
+from jaxdfl.run_folder import RunFolder
 from jaxdfl.settings import BILINEAR, DOMAINS, Settings, arbiter_of, make_optimizer, make_step_scale
 from jaxdfl.simulate.clients import portion
 from jaxdfl.simulate.rounds import SimState, init
@@ -29,7 +30,6 @@ from jaxdfl.topology import build, build_work
 from jaxdfl.topology.catalogue import Topology
 from jaxdfl.topology.spectrum import Spectrum, recommended_period, spectrum
 from jaxdfl.topology.work import Work
-from jaxdfl.trackers import RunFolder
 from jaxdfl.trees import stack
 
 NOBODY = "pooled"  # the topology of a method that has all data in one place
@@ -107,6 +107,7 @@ def prepare(settings: Settings) -> Prepared:
     """
     out = Path(settings.out or f"runs/{settings.preset}-{datetime.now(UTC):%Y%m%d-%H%M%S}")
     RunFolder.check(out, settings.overwrite, settings.resume)
+    trackers.load(settings.track)
     with _naming(f"`--work` {settings.work}"):
         work = build_work(settings.work, settings.clients)
     topologies = {spec: _topology(settings, spec, work) for spec in settings.topologies}

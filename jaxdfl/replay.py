@@ -19,7 +19,7 @@ from jaxdfl.execution import execute
 from jaxdfl.manifest import begin
 from jaxdfl.prepare import prepare
 from jaxdfl.resume import SAME, first_difference
-from jaxdfl.trackers import IDENTITY, ROWS, read_manifest, read_rows, run_key
+from jaxdfl.run_folder import IDENTITY, ROWS, read_manifest, read_rows, run_key
 
 CLOCK = ("seconds",)  # keys of a row that are not the run's own
 
@@ -42,6 +42,7 @@ def replay(folder: Path, out: Path | None = None) -> tuple[str | None, list[str]
         settings = replace(
             settings,
             out=str(out or scratch / "run"),
+            track=(),
             dry_run=False,
             overwrite=False,
             resume=False,

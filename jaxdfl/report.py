@@ -20,7 +20,7 @@ from rich import box
 from rich.table import Table
 
 from jaxdfl import figures
-from jaxdfl.trackers import IDENTITY, at_rate, read_manifest, read_rows
+from jaxdfl.run_folder import IDENTITY, at_rate, read_manifest, read_rows
 
 Row = Mapping[str, Any]
 
@@ -70,7 +70,7 @@ class Estimate(NamedTuple):
 class Line(NamedTuple):
     """One method on one topology, over its seeds; at one learning rate, where there are several."""
 
-    method: str  # with its learning rate (see `trackers.at_rate`)
+    method: str  # with its learning rate (see `run_folder.at_rate`)
     topology: str
     seeds: int
     rounds: str  # last evaluated: "50", or "40-50" where the seeds differ
@@ -99,7 +99,7 @@ def summarize(folder: str | os.PathLike[str]) -> Summary:
     Of several learning rates, each makes a method a line of its own, compared with the baseline at the same rate.
 
     Raises:
-        ValueError: a file is missing, empty or broken (see `jaxdfl.trackers`).
+        ValueError: a file is missing, empty or broken (see `jaxdfl.run_folder`).
     """
     folder = Path(folder)
     manifest, rows = read_manifest(folder), read_rows(folder / "metrics.jsonl")

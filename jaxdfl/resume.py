@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from jaxdfl import checkpoint
+from jaxdfl.run_folder import RunFolder, run_key
 from jaxdfl.settings import FREE_ON_RESUME, Settings
 from jaxdfl.simulate.rounds import SimState
-from jaxdfl.trackers import RunFolder, run_key
 
 Identity = Mapping[str, Any]  # method, topology, seed (and learning rate) of a run, as rows have it
 NEW = -1  # the point of runs that start from nothing; 0 has the rows of the first evaluation

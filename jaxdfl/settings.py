@@ -13,6 +13,7 @@ from jaxdfl import methods
 from jaxdfl.concentration import Keep
 from jaxdfl.data.tasks import TASKS
 from jaxdfl.spelling import did_you_mean
+from jaxdfl.trackers import check_names
 
 BILINEAR, DOMAINS = OTHER_TASKS = (
     "bilinear",
@@ -26,7 +27,7 @@ class Settings:
     """Decentralised LoRA fine-tuning: methods x topologies x seeds, on one task. Defaults are the preset's."""
 
     preset: str
-    """Where the defaults below come from."""
+    """Where the defaults below come from: a name, a .toml file, or a run folder."""
     task: str
     """mnli, sst2, qnli, qqp, rte, mrpc, cola, rotten_tomatoes (from a package), natural_logic (generated), or
     `bilinear:HETEROGENEITY`, a proving ground without text: regressions with one adapter, seconds a run; or one of your
@@ -109,6 +110,8 @@ class Settings:
     """Clients trained and evaluated at a time; None chooses by the device. Changes speed and memory, not the result."""
     out: str | None = None
     """Run folder; None makes a new one under runs/."""
+    track: tuple[str, ...] = ()
+    """Where the rows go as well: `tensorboard`, `wandb`, `mlflow`; each needs the extra of its name."""
     dry_run: bool = False
     """Say what the runs would take (memory, operations, programs, time), and do nothing else."""
     overwrite: bool = False
@@ -137,7 +140,7 @@ class Settings:
 
 # May differ when a run goes on: they change what is kept, speed and memory; results at most by rounding.
 FREE_ON_RESUME = (
-    "out", "dry_run", "overwrite", "resume", "checkpoints", "checkpoint_every", "checkpoint_minutes",
+    "out", "track", "dry_run", "overwrite", "resume", "checkpoints", "checkpoint_every", "checkpoint_minutes",
     "checkpoints_kept", "client_chunk", "sweep", "runs_at_once", "cpu_devices", "compilation_cache",
 )  # fmt: skip
 
@@ -148,12 +151,13 @@ def check(settings: Settings) -> None:
     Raises:
         ValueError: names the first bad setting, its value and the remedy.
     """
-    for name in ("methods", "topologies", "seeds", "targets", "learning_rate"):
+    for name in ("methods", "topologies", "seeds", "targets", "learning_rate", "track"):
         values = getattr(settings, name)
-        if not values:
+        if not values and name != "track":
             raise ValueError(f"`{flag(name)}` is empty; name at least one.")
         if len(set(values)) < len(values):
             raise ValueError(f"`{flag(name)}` names one twice: {' '.join(map(str, values))}.")
+    check_names(settings.track)
     known = (*TASKS, *OTHER_TASKS)
     arbiter_of(settings)
     adapted_layers(settings)

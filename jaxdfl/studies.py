@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 
 from jaxdfl.figures import COLORS, DASHES, save
 from jaxdfl.methods import parse
+from jaxdfl.run_folder import at_rate, read_manifest, read_rows
 from jaxdfl.statistics import Interval, differences, interval
-from jaxdfl.trackers import at_rate, read_manifest, read_rows
 
 Record = Mapping[str, Any]
 Of = Callable[[Record], Any]

@@ -49,9 +49,9 @@ from jaxdfl.comparison import compare
 from jaxdfl.diagnostics import cross_term, cross_terms, disagreement
 from jaxdfl.presets import PRESETS
 from jaxdfl.protocol import PerBlock
+from jaxdfl.run_folder import read_manifest, read_rows
 from jaxdfl.tables import markdown
 from jaxdfl.topology import build
-from jaxdfl.trackers import read_manifest, read_rows
 
 ROUNDS, TEXT_ROUNDS, SEEDS = 150, 10, ("0", "1", "2", "3", "4")
 

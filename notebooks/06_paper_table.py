@@ -50,8 +50,8 @@ from jaxdfl import experiment
 from jaxdfl.commands import main as jaxdfl
 from jaxdfl.comparison import compare
 from jaxdfl.presets import PRESETS
+from jaxdfl.run_folder import read_rows
 from jaxdfl.tables import latex, markdown
-from jaxdfl.trackers import read_rows
 
 ROUNDS, EVERY = 12, 4
 

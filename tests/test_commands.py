@@ -2,12 +2,14 @@
 
 import contextlib
 import csv
+import dataclasses
 import importlib
 import re
 import runpy
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +21,9 @@ from jaxdfl.commands import COMMANDS, EXAMPLES, launching, main
 from jaxdfl.commands.methods import file_of, paper, spelt
 from jaxdfl.commands.sweep import folder_name, split
 from jaxdfl.methods import METHODS, WRAPPERS
+from jaxdfl.run_folder import RunFolder, read_manifest
 from jaxdfl.settings import check
 from jaxdfl.topology import build
-from jaxdfl.trackers import read_manifest
 
 ROOT = Path(__file__).parents[1]
 
@@ -53,10 +55,26 @@ def code(path):
     )
 
 
+@pytest.fixture
+def at_home(tmp_path, monkeypatch):
+    """A folder with what printed commands name: the preset file of docs/, and runs."""
+    page = (ROOT / "docs" / "howto" / "presets.md").read_text(encoding="utf-8")
+    (file,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "mine.toml").write_text(file)
+    for name in ("first", "demo"):
+        ran = dataclasses.asdict(presets.PRESETS["demo"])
+        RunFolder(tmp_path / "runs" / name).write_manifest({"settings": ran})
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.mark.parametrize("command", printed_commands("jaxdfl "))
-def test_every_printed_command_is_one_that_can_be_typed(command):
+def test_every_printed_command_is_one_that_can_be_typed(command, at_home, capsys):
     _, name, *argv = shlex.split(command)
     assert name in COMMANDS
+    if ">" in argv:
+        assert main([name, *argv[: argv.index(">")]]) == 0
+        assert tomllib.loads(capsys.readouterr().out)
+        return
     if name in ("run", "sweep"):
         ours, argv = launching.apart(argv)
         launching.read(ours)
@@ -122,6 +140,8 @@ def test_help_lists_every_command_and_every_command_has_a_help_with_examples(cap
         ("topology", "the following arguments are required: SPEC."),
         ("methods tadlora", "unknown method 'tadlora'. Did you mean 'tad_lora'?"),
         ("export nowhere --to a", "nowhere/manifest.json is missing"),
+        ("preset", "name a preset, a .toml file or a run folder first. Known presets: demo,"),
+        ("preset demo --ranks 3", "unknown option '--ranks'. Did you mean '--rank'?"),
         ("doctor --nurse", "unknown option '--nurse'"),
     ],
 )

@@ -13,8 +13,8 @@ from jaxdfl.arguments import from_manifest
 from jaxdfl.export import export
 from jaxdfl.problems import backbone, text
 from jaxdfl.protocol import PerBlock
+from jaxdfl.run_folder import read_manifest, read_rows
 from jaxdfl.simulate.rounds import SimState
-from jaxdfl.trackers import read_manifest, read_rows
 
 METHODS = ("dec_lora", "fedex_lora", "federa")  # two of which merge factors beside those that train
 RANKS = {"dec_lora": 2, "fedex_lora": 2 + 16, "federa": 2 + 2}

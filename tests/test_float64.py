@@ -9,7 +9,7 @@ from test_wrappers import CASES
 from jaxdfl import experiment
 from jaxdfl.methods import METHODS
 from jaxdfl.presets import BILINEAR, named
-from jaxdfl.trackers import read_rows
+from jaxdfl.run_folder import read_rows
 
 ROUNDING = 2e-4  # of float32, after a few steps of an optimizer that divides by the size of small gradients
 

@@ -16,7 +16,7 @@ from jaxdfl.data.own import own
 from jaxdfl.data.tasks import TASKS
 from jaxdfl.export import export
 from jaxdfl.prepare import prepare
-from jaxdfl.trackers import read_manifest, read_rows
+from jaxdfl.run_folder import read_manifest, read_rows
 
 pytestmark = pytest.mark.usefixtures("programs_compiled_once")
 LABELS = ("bad", "good")

@@ -11,8 +11,8 @@ from jaxdfl import experiment, planner
 from jaxdfl.execution import cases_of
 from jaxdfl.prepare import prepare
 from jaxdfl.presets import BILINEAR, named
+from jaxdfl.run_folder import read_rows
 from jaxdfl.simulate import sweep as sweeping
-from jaxdfl.trackers import read_rows
 
 SMALL = replace(BILINEAR, preset="small", rounds=4, eval_every=4, clients=5, seeds=(0, 1), checkpoints=False)
 

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from jaxdfl.report import summarize, table
-from jaxdfl.trackers import RunFolder
+from jaxdfl.run_folder import RunFolder
 
 METHODS = ("dec_lora", "ffa_lora", "rolora", "tad_lora")
 TOPOLOGIES = {"complete": 0.0, "erdos_renyi:0.1": 0.87, "ring": 0.93}

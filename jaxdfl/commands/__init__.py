@@ -14,6 +14,7 @@ from jaxdfl.spelling import did_you_mean
 COMMANDS = {  # name -> what it is for; its module is imported when it is called
     "run": "an experiment: methods x topologies x seeds, from a preset",
     "sweep": "the same over a grid: any setting may have several values",
+    "preset": "all settings of a preset or a finished run, as a file for --preset",
     "report": "finished runs -> one HTML page, tables and figures",
     "topology": "what a network is like: spectrum, period T*, connectivity, a picture",
     "methods": "all methods and wrappers, with paper and file",

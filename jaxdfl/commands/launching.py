@@ -11,8 +11,8 @@ from jaxdfl.console import OUT
 from jaxdfl.interrupts import STOPPED
 from jaxdfl.launchers.fleet import FAILED, REFUSED, TRIES, End, Engine, Point, launch
 from jaxdfl.refusal import refuse
+from jaxdfl.run_folder import RunFolder
 from jaxdfl.settings import Settings
-from jaxdfl.trackers import RunFolder
 
 CLUSTERS = ("ray", "slurm")
 FLAGS = {  # of a sweep alone -> the launchers that know them

@@ -8,9 +8,9 @@ from jaxdfl import drawings, figures, tables
 from jaxdfl.comparison import Comparison
 from jaxdfl.page import Shown, page
 from jaxdfl.report import FIGURES, curves
+from jaxdfl.run_folder import at_rate
 from jaxdfl.statistics import Interval
 from jaxdfl.topology import Spectrum, build
-from jaxdfl.trackers import at_rate
 
 FORMATS = ("pdf", "png")
 

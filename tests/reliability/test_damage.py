@@ -146,7 +146,7 @@ def test_a_row_that_cannot_be_written_ends_the_run_in_one_line(preset, tmp_path,
     def full(*_):
         raise OSError(28, "No space left on device", "rounds.jsonl")
 
-    monkeypatch.setattr("jaxdfl.trackers.RunFolder.log_round", full)
+    monkeypatch.setattr("jaxdfl.run_folder.RunFolder.log_round", full)
     assert experiment.main({"tiny": preset}, ["--out", str(tmp_path / "run")]) == experiment.FAILED
     assert capsys.readouterr().err == "error: [Errno 28] No space left on device: 'rounds.jsonl'\n"
 
@@ -191,12 +191,12 @@ def test_a_run_whose_numbers_go_wrong_ends_and_the_others_do_not(preset, tmp_pat
 
 
 def execution_manifest(out):
-    from jaxdfl.trackers import read_manifest
+    from jaxdfl.run_folder import read_manifest
 
     return read_manifest(out)
 
 
 def _rows(out, name):
-    from jaxdfl.trackers import read_rows
+    from jaxdfl.run_folder import read_rows
 
     return read_rows(out / name)

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from jaxdfl import experiment
+from jaxdfl import experiment, preset_files
 from jaxdfl.commands import main
 from jaxdfl.presets import BILINEAR
 
@@ -139,6 +139,31 @@ class TestCommandLine:
     @given(words.filter(lambda word: word not in ("run", "sweep")))
     def test_commands(self, refused, tmp_path, word):
         refused(lambda: main([word + "?"]), tmp_path)
+
+
+class TestPresetFiles:
+    @many(60)
+    @given(st.integers(0, 9), st.integers(0, 10**6), st.binary(min_size=1, max_size=60))
+    def test_preset_files(self, run, preset, tmp_path, kind, place, junk):
+        lines = preset_files.text(preset).splitlines()
+        number = place % len(lines)
+        key, _, value = lines[number].partition(" = ")
+        wrong = ["[[]]", "{x = 1}", "2026-11-27", "[{}]", "{}", "00:10:00"][place % 6]
+        content = {
+            0: lambda: b"\xff" + junk,
+            1: lambda: "\n".join([*lines[:number], f"{key} ="]).encode(),  # cut off
+            2: lambda: "\n".join([*lines[:number], f'{key} = "{value.strip(chr(34))}']).encode(),  # in a text
+            3: lambda: "\n".join([*lines[:number], f"{key} = {wrong}", *lines[number + 1 :]]).encode(),
+            4: lambda: "\n".join([*lines, lines[number]]).encode(),  # twice
+            5: lambda: "\n".join([*lines, f"{key}-{len(junk)} = {value}"]).encode(),  # unknown
+            6: lambda: f"base = {json.dumps(junk.hex())}".encode(),
+            7: lambda: f"[{key}]\n{lines[number]}".encode(),  # a table
+            8: lambda: "\n".join(lines).encode("utf-16"),
+            9: lambda: f"{key} = ".encode() + b"[" * (1 + place % 5000) + junk[:1],
+        }[kind]()
+        path = tmp_path / "mine.toml"
+        path.write_bytes(content)
+        assert "mine.toml" in run("--preset", str(path))
 
 
 def matrix_file(path: Path, matrix: np.ndarray) -> Path:

@@ -12,7 +12,7 @@ import pytest
 from test_kills import assert_same
 
 from jaxdfl.launchers.worker import last_line
-from jaxdfl.trackers import read_rows
+from jaxdfl.run_folder import read_rows
 
 ROOT = Path(__file__).parents[2]
 GRID = """

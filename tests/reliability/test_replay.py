@@ -8,7 +8,7 @@ import pytest
 from jaxdfl import experiment
 from jaxdfl.commands import main
 from jaxdfl.presets import BILINEAR, named
-from jaxdfl.trackers import read_manifest
+from jaxdfl.run_folder import read_manifest
 
 SMALL = ["--rounds", "4", "--eval-every", "2", "--clients", "3", "--seeds", "0", "1", "--checkpoints"]
 

@@ -5,6 +5,7 @@
     rounds.jsonl     one row per run and round; messages and bytes are those of that round alone
     checkpoints/     see `jaxdfl.checkpoint`; a folder for each run
     summary.*, figures/    see `jaxdfl.report`
+    tensorboard/, wandb/    see `jaxdfl.trackers`
     .lock            held by the process that writes
 
 `round` is the number of rounds completed, so 0 is before training. A row is strict JSON on one line with its keys in
@@ -31,7 +32,8 @@ from jaxdfl import __version__
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "datasets", "safetensors", "numpy")
 WRITTEN = (
-    "metrics.jsonl", "rounds.jsonl", "summary.csv", "summary.md", "study.md", "figures", "checkpoints", "manifest.json",
+    "metrics.jsonl", "rounds.jsonl", "summary.csv", "summary.md", "study.md", "figures", "checkpoints", "tensorboard",
+    "wandb", "manifest.json",
 )  # fmt: skip
 ROWS = ("metrics.jsonl", "rounds.jsonl")
 IDENTITY = ("method", "topology", "seed", "learning_rate")  # what tells a run's rows from another's; the last may lack
