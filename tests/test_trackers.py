@@ -364,14 +364,14 @@ def offline_history(path: Path):
 def test_wandb_offline_holds_every_run_and_no_step_twice_after_it_went_on(done, tmp_path, monkeypatch):
     wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
-    for after in (-1, 3):
+    for after in (-1, 3, 4):
         process(done, tmp_path / "run", "wandb", after=after)
         wandb.teardown()  # as a process that ends; until then W&B's own may still be writing
     manifest = read_manifest(done)
     for number, entry in enumerate(manifest["runs"]):
         name = f"{manifest['id']}-{number:03d}"
-        (folder,) = (tmp_path / "run" / "wandb").glob(f"offline-run-*-{name}")
-        assert offline_history(folder / f"run-{name}.wandb") == expected(done, entry)
+        (file,) = (tmp_path / "run" / "wandb").glob(f"offline-run-*/run-{name}.wandb")
+        assert offline_history(file) == expected(done, entry)
 
 
 def test_a_wandb_run_goes_on_after_the_steps_that_the_server_has(monkeypatch):

@@ -30,9 +30,11 @@ class OnlineOrOffline:
         )  # fmt: skip
         self.first = self.run.starting_step  # that the server has not
         if self.run.offline:
-            for folder in (run.folder / "wandb").glob(f"offline-run-*-{run.id}"):
-                if folder.resolve() != Path(self.run.dir).resolve().parent:
-                    shutil.rmtree(folder)
+            for file in (run.folder / "wandb").glob(
+                f"offline-run-*/run-{run.id}.wandb"
+            ):  # folders end in the id, or -1
+                if file.parent.resolve() != Path(self.run.dir).resolve().parent:
+                    shutil.rmtree(file.parent)
 
     def log(self, points: Points) -> None:
         """Values of one round become one step."""
