@@ -85,25 +85,26 @@ display(Markdown(studies.table("Spectra", headers, rows)))
 # %% [markdown]
 # ## All of them at once
 #
-# A `Case` is a run that is ready to go: method, network, frozen weights, first state, plan of batches, step size.
+# A `Case` is a run that is ready to go: method, network, frozen weights, plan of batches, step size; its state goes beside it.
 # `sweep` stacks the cases along an axis and deals them to the devices there are. What that is worth depends on the
 # machine (`benchmarks/sweep.py`): a GPU is filled by many small runs where one leaves it idle; two busy cores are not
 # faster for it, and are spared compiling for each topology and method.
 
 # %%
-advance, (cases, starts) = make(prepared), cases_of(prepared, runs)
+advance, (cases, firsts, starts) = make(prepared), cases_of(prepared, runs)
 
 
-def seconds(cases):
+def seconds(cases, states):
     """How long it takes, and the states that the cases end with."""
     begun = time.perf_counter()
-    states = sweep(advance, cases, prepared.problem.examples, rounds=ROUNDS, every=ROUNDS, stop=lambda stops: None)
+    plan = {"rounds": ROUNDS, "every": ROUNDS, "stop": lambda stops: None}
+    states = sweep(advance, cases, states, prepared.problem.examples, **plan)
     jax.block_until_ready(states)
     return time.perf_counter() - begun, states
 
 
-together, states = seconds(cases)
-first, again = (seconds(cases[:1])[0] for _ in range(2))
+together, states = seconds(cases, firsts)
+first, again = (seconds(cases[:1], firsts[:1])[0] for _ in range(2))
 print(f"{len(cases)} runs at once: {together:.1f} s with compiling, {1e3 * together / len(cases):.0f} ms each")
 print(f"one run alone: {first:.1f} s with compiling, then {1e3 * again:.0f} ms")
 
