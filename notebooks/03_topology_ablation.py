@@ -86,9 +86,9 @@ display(Markdown(studies.table("Spectra", headers, rows)))
 # ## All of them at once
 #
 # A `Case` is a run that is ready to go: method, network, frozen weights, plan of batches, step size; its state goes
-# beside it. `sweep` stacks the cases along an axis and deals them to the devices there are. What that is worth depends on the
-# machine (`benchmarks/sweep.py`): a GPU is filled by many small runs where one leaves it idle; two busy cores are not
-# faster for it, and are spared compiling for each topology and method.
+# beside it. `sweep` stacks the cases along an axis and deals them to the devices there are. What that is worth depends
+# on the machine (`benchmarks/sweep.py`): a GPU is filled by many small runs where one leaves it idle; two busy cores
+# are not faster for it, and are spared compiling for each topology and method.
 
 # %%
 advance, (cases, firsts, starts) = make(prepared), cases_of(prepared, runs)
