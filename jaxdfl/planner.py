@@ -18,7 +18,8 @@ from jaxdfl.simulate.operations import matrix_products
 from jaxdfl.simulate.placement import mesh_of
 from jaxdfl.simulate.sweep import pacing, sweep
 
-COPIES = 4  # of a state: at the last stop and at this one; in the program as it was and trained. Saving takes two, then
+# Copies of a state: at the last stop; and, on each device that shares its clients, as it was and trained.
+HELD, WITHIN = 1, 2
 DRAWN = 3  # of the networks: drawn, stacked, handed over
 EFFICIENCY = 0.5  # of the measured rate of large products; what MiniLM reaches on CPUs (benchmarks/README.md)
 
@@ -80,8 +81,9 @@ def memory(prepared: Prepared) -> Memory:
     settings, problem = prepared.settings, prepared.problem
     runs = max(prepared.groups(), key=len)
     state = prepared.abstract_state(runs[0])  # of the same shape in all
-    clients, copies = jax.tree.leaves(state.blocks)[0].shape[0], COPIES * len(runs)
-    devices = mesh_of(len(runs), clients, jax.local_devices()).size
+    clients = jax.tree.leaves(state.blocks)[0].shape[0]
+    mesh = mesh_of(len(runs), clients, jax.local_devices())
+    devices, copies = mesh.size, (HELD + WITHIN * mesh.shape["clients"]) * len(runs)
     distinct = {id(x): x.nbytes for run in runs for x in jax.tree.leaves(problem.seeded(run.seed).frozen)}
     stretch = min(settings.rounds, *pacing(paces(settings), len(runs), clients))
     found = Memory(

@@ -27,9 +27,9 @@ def test_the_plan_counts_the_arrays_that_the_runs_have(methods):
     found = planner.memory(prepared)
     cases, states, _ = cases_of(prepared, max(prepared.groups(), key=len))
     assert found.runs == len(cases)
-    assert found.adapters == planner.COPIES * sum(nbytes(state.blocks) for state in states)
-    assert found.moments == planner.COPIES * sum(nbytes(state.opt) for state in states)
-    assert found.mixers == planner.COPIES * sum(nbytes(state.mixer) for state in states)
+    assert found.adapters == (planner.HELD + planner.WITHIN) * sum(nbytes(state.blocks) for state in states)
+    assert found.moments == (planner.HELD + planner.WITHIN) * sum(nbytes(state.opt) for state in states)
+    assert found.mixers == (planner.HELD + planner.WITHIN) * sum(nbytes(state.mixer) for state in states)
     assert found.examples % nbytes(prepared.problem.examples) == 0
     assert found.networks == planner.DRAWN * 4 * len(cases) * 5**2 * 4
 

@@ -184,7 +184,7 @@ def odd_runs(tmp_path_factory):
 @pytest.fixture(scope="module")
 def diverged(tmp_path_factory):
     folder = tmp_path_factory.mktemp("diverged") / "r"
-    argv = [*SHORT, "--optimizer", "sgd", "--learning-rate", "1e30", "--topologies", "ring", "--out", str(folder)]
+    argv = [*SHORT, "--optimizer", "sgd", "--learning-rate", "1e15", "--topologies", "ring", "--out", str(folder)]
     module = load("switching_period")
     argv += ["--methods", "dec_lora", "tad_lora:2"]
     assert experiment.main(presets.named(module.BILINEAR), argv, study=module.study) == NOT_FINITE

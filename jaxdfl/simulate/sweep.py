@@ -89,15 +89,19 @@ def sweep(
     paces = pacing((every,) if isinstance(every, int) else every, len(cases), clients)
     mesh, method = mesh_of(len(cases), clients, devices or jax.local_devices()), code(cases[0].method)
     frozen = spread(mesh, together([case.frozen for case in cases]), FROZEN)
-    state, examples = spread(mesh, stacked(states), STATE), spread(mesh, examples, EVERYWHERE)
+    state, examples = None, spread(mesh, examples, EVERYWHERE)
     conditions = _conditions(cases, keys, rounds)
     while done < rounds:
         these = range(done, min(rounds, *((done // pace + 1) * pace for pace in paces)))
         plans = {each: each(these) for each in {case.plan for case in cases}}
         plan = np.stack([plans[case.plan] for case in cases], axis=1)
+        if state is None:
+            state = spread(mesh, stacked(states), STATE)
         state, infos = advance(method, mesh, frozen, state, examples, jnp.asarray(plan), conditions(these))
         infos, done = jax.device_get(infos), these.stop
         states = apart(state, len(cases))
+        if len(cases) == 1:  # it may be large: no second copy lies about while it is scored and saved
+            state = None
         stop(
             [Stop(done, {name: values[:, n] for name, values in infos.items()}, each) for n, each in enumerate(states)]
         )
