@@ -18,16 +18,14 @@ from benchmarks import workload
 from benchmarks.worker import Result, Turn
 from jaxdfl import presets
 from jaxdfl.arguments import parse
-from jaxdfl.data.examples import Examples
 from jaxdfl.data.packing import place
 from jaxdfl.execution import execute
 from jaxdfl.manifest import begin
 from jaxdfl.metrics import Columns
-from jaxdfl.prepare import prepare
+from jaxdfl.prepare import Prepared, batches, prepare
 from jaxdfl.problems import Problem
 from jaxdfl.problems.backbone import portions
 from jaxdfl.run_folder import read_rows
-from jaxdfl.settings import Settings
 from jaxdfl.simulate.operations import matrix_products
 
 
@@ -44,14 +42,17 @@ def run(folder: Path, turn: Turn, more: Sequence[str] = ()) -> Result:
         execute(watched, *begin(watched, ["python", "-m", "benchmarks.rounds"]))
         losses = [row["loss"] for row in read_rows(out / "rounds.jsonl")]
     program = jax.make_jaxpr(jax.value_and_grad(prepared.problem.loss, argnums=1))(*traced[-1])
-    groups = _groups(settings, prepared.problem.examples, workload.load(folder).lengths)
+    groups = _groups(prepared)
     step, steps = matrix_products(program, turns=1), settings.clients * settings.local_steps
     executed = [step * (turns if settings.packing else steps) for turns in groups]
     return Result(losses, executed, {"jax_devices": jax.device_count()})
 
 
-def _groups(settings: Settings, examples: Examples, lengths: np.ndarray) -> list[float]:
-    """Groups of packed rows that all steps of a round take; `lengths` are [rounds, clients, steps, batch]."""
+def _groups(prepared: Prepared) -> list[float]:
+    """Groups of packed rows that all steps of a round take, by round; of the first run."""
+    settings, examples, run = prepared.settings, prepared.problem.examples, prepared.runs[0]
+    indices = batches(settings, run.seed, prepared.seeded(run).parts, range(settings.rounds))
+    lengths = np.asarray(examples.lengths)[indices]  # [rounds, clients, steps, batch]
     room = portions(settings, examples, examples, packed=True).room
     rows = jax.jit(jax.vmap(lambda each: place(each, room).rows))(lengths.reshape(-1, lengths.shape[-1]))
     return np.ceil(np.asarray(rows) / room.rows).reshape(len(lengths), -1).sum(1).tolist()
