@@ -2,7 +2,10 @@
 
 import io
 import json
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -243,3 +246,14 @@ def test_turns_leave_out_what_follows_the_stop(monkeypatch):
     reply = json.loads(replies.getvalue())
     assert reply["round"] == 3
     assert reply["seconds"] < 0.05
+
+
+@pytest.mark.slow
+def test_scaling_measures_every_point_that_it_shows(tmp_path):
+    """In processes of their own; generated pairs, few clients."""
+    out = tmp_path / "scaling.json"
+    command = [sys.executable, "-m", "benchmarks.scaling", "--axes", "clients", "--quick", "--rounds", "2"]
+    subprocess.run([*command, "--out", str(out)], check=True, cwd=Path(__file__).parents[1])
+    points = json.loads(out.read_text())["points"]
+    assert [point["size"] for point in points] == [2, 4]
+    assert all(point["client-step ms"] > 0 for point in points)
