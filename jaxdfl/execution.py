@@ -8,7 +8,8 @@ from typing import Any
 import jax
 
 from jaxdfl import checkpoint, console, report, trackers
-from jaxdfl.interrupts import STOPPED, interruptible, say_stopping
+from jaxdfl.exit_codes import NOT_FINITE, STOPPED
+from jaxdfl.interrupts import interruptible, say_stopping
 from jaxdfl.manifest import Manifest
 from jaxdfl.metrics import Columns
 from jaxdfl.prepare import NOBODY, Prepared, Run, batches
@@ -23,7 +24,6 @@ from jaxdfl.simulate.rounds import SimState, measure
 from jaxdfl.simulate.sweep import Case, Stop, sweep
 
 DRIFT = 1e-4  # of the clients' mean in one round: a hundred times the rounding of large blocks
-NOT_FINITE = 3  # exit code where all is done, but for runs that ended early on numbers that are not finite
 _measure = jax.jit(measure, static_argnums=0)
 
 

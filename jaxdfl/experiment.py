@@ -14,15 +14,13 @@ import jax
 from jaxdfl import console
 from jaxdfl.arguments import parse
 from jaxdfl.doctor import check_numerics
-from jaxdfl.execution import STOPPED, execute
+from jaxdfl.execution import execute
+from jaxdfl.exit_codes import FAILED, STOPPED
 from jaxdfl.manifest import begin
 from jaxdfl.planner import memory, show, work
 from jaxdfl.prepare import prepare
 from jaxdfl.refusal import refuse
 from jaxdfl.settings import Settings
-
-FAILED = 1  # exit code of runs that broke off; what they have written stays
-REFUSED = 2  # where nothing was begun
 
 
 def main(
@@ -44,7 +42,7 @@ def main(
     try:
         settings = parse(presets, argv, " ".join(command))
     except ValueError as error:
-        return refuse(error, REFUSED)
+        return refuse(error)
     split_cpu(settings.cpu_devices if settings.sweep else 1)
     with programs_kept(settings.compilation_cache), precision(settings.dtype):
         try:
@@ -56,7 +54,7 @@ def main(
                 return 0
             folder, manifest = begin(prepared, [*command, *argv])
         except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: bad numerics, or jax without its device
-            return refuse(error, REFUSED)
+            return refuse(error)
         try:
             console.show_setup(manifest)
             show(needs)

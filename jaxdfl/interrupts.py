@@ -12,9 +12,9 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from jaxdfl.exit_codes import AT_ONCE
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-STOPPED = 75  # exit code of a run that was asked to stop and can be gone on with (EX_TEMPFAIL of sysexits.h)
-AT_ONCE = 130  # of one that was stopped by a second SIGINT, as shells give it
 
 
 @contextmanager

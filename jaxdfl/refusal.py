@@ -2,11 +2,13 @@
 
 import sys
 
+from jaxdfl.exit_codes import REFUSED
+
 LONGEST = 1200  # characters; more is cut out of the middle
 
 
-def refuse(error: Exception | str, code: int = 2) -> int:
-    """Says it; returns the exit code, 2 where nothing was done."""
+def refuse(error: Exception | str, code: int = REFUSED) -> int:
+    """Says it; returns the exit code."""
     said = " ".join(str(error).split()) or type(error).__name__
     if len(said) > LONGEST:
         said = f"{said[: LONGEST // 2]} [...] {said[-LONGEST // 3 :]}"

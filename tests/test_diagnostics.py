@@ -91,7 +91,7 @@ def test_a_small_cross_term_of_large_factors_is_not_lost_in_rounding():
 
     exact = by_definition(double(blocks))
     np.testing.assert_allclose(cross_term(blocks), exact, rtol=1e-3)
-    assert abs(by_definition(jax.tree.map(np.asarray, blocks)) / exact - 1) > 1e-3  # what is asked above
+    assert abs(by_definition(jax.tree.map(np.asarray, blocks)) / exact - 1) > 1e-2
 
 
 def test_disagreement_of_products_does_not_see_a_clients_choice_of_factors():

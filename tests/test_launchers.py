@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from jaxdfl import execution, experiment
 from jaxdfl.commands import launching, main
-from jaxdfl.interrupts import AT_ONCE, STOPPED
-from jaxdfl.launchers import End, Point, fleet, launch
+from jaxdfl.exit_codes import AT_ONCE, FAILED, STOPPED
+from jaxdfl.launchers import End, Point, launch
 from jaxdfl.launchers.worker import Work, last_line
 
 ROOT = Path(__file__).parents[1]
@@ -59,11 +58,6 @@ def launched(engine, tmp_path, **options):
     return [ends[each] for each in points], [line.replace(f"{tmp_path}/", "") for line in lines]
 
 
-def test_exit_codes_are_those_of_a_run():
-    assert (fleet.FAILED, fleet.REFUSED) == (experiment.FAILED, experiment.REFUSED)
-    assert execution.NOT_FINITE == fleet.NOT_FINITE
-
-
 def test_a_point_whose_worker_dies_is_begun_again_and_the_others_do_not_notice(tmp_path):
     engine = Scripted({"a": [LOST, End(-9, "training"), End(0, "")], "b": [End(3, "warning: ...")]})
     ends, lines = launched(engine, tmp_path)
@@ -86,7 +80,7 @@ def test_tries_are_bounded(tmp_path, tries, end):
     engine = Scripted({"a": [end] * 9})
     (found,), lines = launched(engine, tmp_path, tries=tries)
     assert engine.begun == ["a"] * tries
-    assert found.code == fleet.FAILED
+    assert found.code == FAILED
     assert f"given up after {tries} tries" in lines[-1]
 
 
@@ -94,13 +88,13 @@ def test_tries_are_bounded(tmp_path, tries, end):
 def test_what_is_refused_or_breaks_off_is_not_tried_again_and_stops_nothing(tmp_path, end):
     engine = Scripted({"a": [end], "b": [End(0, "")], "c": [End(0, "")]}, room=1)
     ends, _ = launched(engine, tmp_path)
-    assert [each.code for each in ends] == [fleet.FAILED if end is OSError else end.code, 0, 0]
+    assert [each.code for each in ends] == [FAILED if end is OSError else end.code, 0, 0]
     assert engine.begun == (["b", "c"] if end is OSError else ["a", "b", "c"])
 
 
 def test_a_sweep_none_of_whose_points_can_be_begun_ends(tmp_path):
     ends, lines = launched(Scripted({"a": [OSError], "b": [OSError]}), tmp_path)
-    assert [each.code for each in ends] == [fleet.FAILED, fleet.FAILED]
+    assert [each.code for each in ends] == [FAILED, FAILED]
     assert lines[-1] == "[2 of 2] b: broke off: the queue is full"
 
 

@@ -75,7 +75,7 @@ def test_compiled_scan_equals_a_python_loop(name):
         advance, method, network, toy.FROZEN, toy.start(method), examples,
         lambda these: indices[these.start : these.stop], rounds=rounds, every=4, stop=stops.append,
     )  # fmt: skip
-    toy.assert_close(scanned, looped, atol=toy.ROUNDING.get(name, 2e-6))
+    toy.assert_close(scanned, looped)
     assert [stop.round for stop in stops] == [0, 4, 8]
     for name_ in ("loss", "cross_term", "messages", "bytes"):
         scanned_info = np.concatenate([stop.infos[name_] for stop in stops[1:]])
@@ -98,7 +98,7 @@ def test_seeds_vmapped_equal_seeds_one_by_one(name):
 def test_client_chunks_do_not_change_the_result(name):
     """Four at a time does not divide the six clients: the remainder counts too."""
     chunked, _ = toy.run(compiled_round(name, chunk=4), toy.start(toy.make(name)), toy.batches(rounds=8))
-    toy.assert_close(chunked, after_eight_rounds(name)[0], atol=toy.ROUNDING.get(name, 2e-6))
+    toy.assert_close(chunked, after_eight_rounds(name)[0])
 
 
 @every_method

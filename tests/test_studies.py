@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jaxdfl import experiment, presets, studies
-from jaxdfl.execution import NOT_FINITE
+from jaxdfl.exit_codes import NOT_FINITE
 from jaxdfl.settings import check
 from jaxdfl.studies import (
     NO_FIGURE,

@@ -11,7 +11,7 @@ import jax
 import pytest
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
-from jaxdfl import execution, experiment, trackers
+from jaxdfl import execution, exit_codes, experiment, trackers
 from jaxdfl import replay as replaying
 from jaxdfl.presets import BILINEAR, named
 from jaxdfl.run_folder import RunFolder, of_run, read_manifest, read_rows
@@ -219,7 +219,7 @@ def test_a_run_that_breaks_off_is_left_as_not_whole(recorded, done, tmp_path, mo
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("jaxdfl.run_folder.RunFolder.log_metrics", full)
-    assert run(tmp_path / "run", "--track", "recording") == experiment.FAILED
+    assert run(tmp_path / "run", "--track", "recording") == exit_codes.FAILED
     assert [each.ends for each in recorded] == [[False]] * 4
 
 
@@ -262,7 +262,7 @@ def test_a_replay_tracks_nothing(done, tmp_path, monkeypatch):
 def test_a_backend_unknown_or_absent_is_refused_in_one_line(names, words, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "mlflow", None)  # as if it were not installed
     monkeypatch.delitem(sys.modules, "jaxdfl.trackers.mlflow_runs", raising=False)
-    assert run(tmp_path / "run", "--track", *names) == experiment.REFUSED
+    assert run(tmp_path / "run", "--track", *names) == exit_codes.REFUSED
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     assert words in err

@@ -22,8 +22,7 @@ SETTINGS = {  # where a method needs some, or a small one helps
     "adf_lora": {"period": 2},
     "sparse_orthogonal_lora": {"density": 0.5, "orthogonality": "gaussian", "inference": "stacked"},  # 6 x 2 > 7
 }
-# Singular directions turn by rounding over gaps; a correction is a difference of models over a small learning rate.
-ROUNDING = dict.fromkeys(("flexlora", "sum_product", "fedsvd", "local_gradient_tracking"), 5e-5)
+ROUNDING = dict.fromkeys(("flexlora", "sum_product", "fedsvd"), 5e-5)  # singular directions turn by rounding over gaps
 SGD, ADAMW = optax.sgd(0.05), optax.adamw(0.02, weight_decay=0.1)
 FROZEN = {"scale": jnp.float32(2.0)}
 WORLD = {"rho": 0.5, "learning_rate": 0.02, "local_steps": 3}

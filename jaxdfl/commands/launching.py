@@ -8,8 +8,8 @@ from pathlib import Path
 
 from jaxdfl.commands.parser import Parser, options
 from jaxdfl.console import OUT
-from jaxdfl.interrupts import STOPPED
-from jaxdfl.launchers.fleet import FAILED, REFUSED, TRIES, End, Engine, Point, launch
+from jaxdfl.exit_codes import FAILED, REFUSED, STOPPED
+from jaxdfl.launchers.fleet import TRIES, End, Engine, Point, launch
 from jaxdfl.refusal import refuse
 from jaxdfl.run_folder import RunFolder
 from jaxdfl.settings import Settings

@@ -17,10 +17,10 @@ from jaxdfl.arguments import parse
 from jaxdfl.commands import launching
 from jaxdfl.commands.parser import options
 from jaxdfl.console import OUT
-from jaxdfl.execution import NOT_FINITE
+from jaxdfl.exit_codes import NOT_FINITE
 from jaxdfl.presets import PRESETS
 from jaxdfl.refusal import refuse
-from jaxdfl.settings import Settings
+from jaxdfl.settings import Settings, flag
 
 ABOUT = """\
 usage: jaxdfl sweep [any options of `jaxdfl run`, each with one or more values] --out DIR
@@ -96,19 +96,17 @@ def split(argv: Sequence[str]) -> Grid:
         ValueError: a value comes twice, or the preset or the folder has several.
     """
     hints = get_type_hints(Settings)
-    single = {
-        "--" + field.name.replace("_", "-") for field in fields(Settings) if get_origin(hints[field.name]) is not tuple
-    }
+    single = {flag(field.name) for field in fields(Settings) if get_origin(hints[field.name]) is not tuple}
     common, axes = [], {}
-    for flag, values in options(argv):
-        if flag not in single or len(values) < 2:
-            common += [flag, *values]
+    for option, values in options(argv):
+        if option not in single or len(values) < 2:
+            common += [option, *values]
             continue
-        if flag.removeprefix("--") in ALONE or len(set(values)) < len(values):
+        if option.removeprefix("--") in ALONE or len(set(values)) < len(values):
             raise ValueError(
-                f"`{flag}` takes one value, or different ones where it spans a grid, got {' '.join(values)}."
+                f"`{option}` takes one value, or different ones where it spans a grid, got {' '.join(values)}."
             )
-        axes[flag] = values
+        axes[option] = values
     return Grid(common, axes)
 
 

@@ -5,7 +5,7 @@ import signal
 import sys
 import threading
 
-from jaxdfl.interrupts import AT_ONCE
+from jaxdfl.exit_codes import AT_ONCE
 
 
 def end_with_the_worker() -> None:

@@ -7,9 +7,9 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
-from jaxdfl.interrupts import AT_ONCE, STOPPED, interruptible
+from jaxdfl.exit_codes import AT_ONCE, FAILED, NOT_FINITE, REFUSED, STOPPED
+from jaxdfl.interrupts import interruptible
 
-FAILED, REFUSED, NOT_FINITE = 1, 2, 3  # exit codes of a run, as `jaxdfl.experiment` and `jaxdfl.execution` have them
 TRIES = 3
 
 

@@ -9,7 +9,8 @@ from collections.abc import Iterable
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from jaxdfl.launchers.fleet import FAILED, End, Point
+from jaxdfl.exit_codes import FAILED
+from jaxdfl.launchers.fleet import End, Point
 from jaxdfl.launchers.worker import Work
 
 WORKERS = 2  # of a Ray of our own

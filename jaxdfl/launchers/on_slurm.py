@@ -11,7 +11,8 @@ import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError, UncompletedJobError
 from submitit.helpers import DelayedSubmission
 
-from jaxdfl.launchers.fleet import FAILED, End, Point
+from jaxdfl.exit_codes import FAILED
+from jaxdfl.launchers.fleet import End, Point
 from jaxdfl.launchers.worker import Work
 
 TIMEOUTS = 1000  # of a job: each has done its minutes, so there is no end to them but the end of the run

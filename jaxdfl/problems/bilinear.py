@@ -21,7 +21,7 @@ from jaxdfl.lora import effective_kernel, init_factors
 from jaxdfl.metrics import Columns
 from jaxdfl.problems import Problem, Seeded, seed_keys
 from jaxdfl.protocol import PerBlock
-from jaxdfl.settings import Settings
+from jaxdfl.settings import Settings, flag
 from jaxdfl.simulate.rounds import Loss, adapters
 
 LAYERS = ("layers/0/map", "layers/1/map")  # side by side; two, so that a part of an adapter can be sent or lost
@@ -123,9 +123,8 @@ def problem(settings: Settings) -> Problem:
         raise ValueError(f"`--rank` must lie in 1..{min(D_IN, D_OUT)} for {settings.task}, got {settings.rank}.")
     for name, only in ONLY.items():
         if (given := getattr(settings, name)) != only:
-            flag = "--" + name.replace("_", "-")
             raise ValueError(
-                f"`{flag}` means nothing for {settings.task}, which makes its own data and model; got {given}."
+                f"`{flag(name)}` means nothing for {settings.task}, which makes its own data and model; got {given}."
             )
     if settings.dtype == "bfloat16":
         raise ValueError(f"`--dtype` must be float32 or float64 for {settings.task}, got bfloat16.")

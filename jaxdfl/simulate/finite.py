@@ -47,18 +47,14 @@ def trace(advance: Advance, case: Case, state: SimState, examples: Any, bad_roun
     So what is not finite then has become so at the client itself. Methods that mix otherwise than by the network's
     weights spread it all the same, and then more clients are named.
     """
-    (good,) = sweep(advance, [case], [state], examples, rounds=bad_round - 1, every=bad_round, stop=lambda stops: None)
+
+    def go(case: Case, state: SimState, rounds: int) -> SimState:
+        return sweep(advance, [case], [state], examples, rounds=rounds, every=bad_round, stop=lambda stops: None)[0]
+
+    good = go(case, state, bad_round - 1)
     clients = jax.tree.leaves(good.blocks)[0].shape[0]
     alone = Network(lambda key, round: jnp.eye(clients), case.network.work)
-    (after,) = sweep(
-        advance,
-        [case._replace(network=alone)],
-        [good],
-        examples,
-        rounds=bad_round,
-        every=bad_round,
-        stop=lambda stops: None,
-    )
+    after = go(case._replace(network=alone), good, bad_round)
     wrong = {name: _not_finite(block) for name, block in after.blocks._asdict().items()}
     return NotFinite(
         round=bad_round,

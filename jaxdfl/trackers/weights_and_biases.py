@@ -30,9 +30,8 @@ class OnlineOrOffline:
         )  # fmt: skip
         self.first = self.run.starting_step  # that the server has not
         if self.run.offline:
-            for file in (run.folder / "wandb").glob(
-                f"offline-run-*/run-{run.id}.wandb"
-            ):  # folders end in the id, or -1
+            offline = (run.folder / "wandb").glob(f"offline-run-*/run-{run.id}.wandb")  # folders end in the id, or -1
+            for file in offline:
                 if file.parent.resolve() != Path(self.run.dir).resolve().parent:
                     shutil.rmtree(file.parent)
 

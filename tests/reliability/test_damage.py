@@ -10,6 +10,7 @@ import pytest
 
 from jaxdfl import checkpoint, execution, experiment
 from jaxdfl.checkpoint import Damaged
+from jaxdfl.exit_codes import FAILED
 
 STATE = {f"layer {i}": jax.random.normal(jax.random.key(i), (4, 2, 30)) for i in range(4)} | {"key": jax.random.key(0)}
 
@@ -147,7 +148,7 @@ def test_a_row_that_cannot_be_written_ends_the_run_in_one_line(preset, tmp_path,
         raise OSError(28, "No space left on device", "rounds.jsonl")
 
     monkeypatch.setattr("jaxdfl.run_folder.RunFolder.log_round", full)
-    assert experiment.main({"tiny": preset}, ["--out", str(tmp_path / "run")]) == experiment.FAILED
+    assert experiment.main({"tiny": preset}, ["--out", str(tmp_path / "run")]) == FAILED
     assert capsys.readouterr().err == "error: [Errno 28] No space left on device: 'rounds.jsonl'\n"
 
 
@@ -156,7 +157,7 @@ def test_no_memory_left_is_said_with_what_to_lower(preset, tmp_path, monkeypatch
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes.")
 
     monkeypatch.setattr(execution, "sweep", exhausted)
-    assert experiment.main({"tiny": preset}, ["--out", str(tmp_path / "run")]) == experiment.FAILED
+    assert experiment.main({"tiny": preset}, ["--out", str(tmp_path / "run")]) == FAILED
     said = capsys.readouterr().err
     assert said.startswith("error: out of memory: lower --client-chunk")
     assert said.count("\n") == 1
