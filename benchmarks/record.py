@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.systems import CORES, FLOWER_PYTHON, SYSTEMS
+from jaxdfl.run_folder import processor
 
 PACKAGES = ("jax", "jaxlib", "torch", "peft", "transformers", "numpy", "optax", "flwr", "ray")
 WIDTH = 130  # of the table, also where the terminal has less
@@ -92,13 +93,9 @@ def write(path: Path, found: Mapping[str, Any]) -> None:
 
 def machine() -> dict[str, Any]:
     """The processor, its cores that are ours, and the flags that matter."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     flags = {name: os.environ[name] for name in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES") if name in os.environ}
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    cpu = names[0] if names else platform.processor()
-    return {"cpu": cpu, "cores": CORES, "platform": platform.platform(), "load_average": load, "flags": flags}
+    return {"cpu": processor(), "cores": CORES, "platform": platform.platform(), "load_average": load, "flags": flags}
 
 
 def packages(names: Sequence[str] = PACKAGES) -> dict[str, str]:

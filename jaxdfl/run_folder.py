@@ -204,6 +204,7 @@ def environment() -> dict[str, Any]:
         "packages": {name: _version(name) for name in PACKAGES},
         "python": platform.python_version(),
         "platform": platform.platform(),
+        "processor": processor(),
         "device": jax.devices()[0].device_kind,
         "devices": jax.device_count(),
         "xla_flags": [
@@ -211,6 +212,14 @@ def environment() -> dict[str, Any]:
         ],  # a flag's path is nobody's business
         "git": _git(Path(__file__).parents[1]),
     }
+
+
+def processor() -> str:
+    """The processor's name, as far as the system tells."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
 
 
 def strict(value: Any) -> Any:
