@@ -19,7 +19,9 @@ from jaxdfl.simulate.rounds import SimState
 
 Identity = Mapping[str, Any]  # method, topology, seed (and learning rate) of a run, as rows have it
 NEW = -1  # the point of runs that start from nothing; 0 has the rows of the first evaluation
-SAME = ("model", "data", "partitions", "topologies", "streams", "runs")  # of a manifest, beside the settings
+# Of a manifest, beside the settings. Not the topologies' spectra: the streams tell the network, and the last digit of
+# an eigenvalue is its library's.
+SAME = ("model", "data", "partitions", "streams", "runs")
 
 
 def evaluates(settings: Settings, round: int) -> bool:

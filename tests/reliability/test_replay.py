@@ -84,6 +84,16 @@ def test_another_stream_of_batches_is_named_and_so_is_another_environment(run, t
     assert any(line.startswith("environment: packages.jax was '0.0.1', is ") for line in lines)
 
 
+def test_the_last_digit_of_an_eigenvalue_is_no_difference(run, tmp_path, capsys):
+    shutil.copytree(run, tmp_path / "run")
+    manifest = read_manifest(run)
+    (found,) = manifest["topologies"].values()
+    found["sigma_2"] = math.nextafter(found["sigma_2"], 2)
+    (tmp_path / "run" / "manifest.json").write_text(json.dumps(manifest))
+    assert main(["replay", str(tmp_path / "run")]) == 0
+    assert experiment.main(named(BILINEAR), [*SMALL, "--out", str(tmp_path / "run"), "--resume"]) == 0
+
+
 def test_what_is_no_run_folder_is_refused_in_one_line(tmp_path, capsys):
     assert main(["replay", str(tmp_path)]) == 2
     assert capsys.readouterr().err.count("\n") == 1
