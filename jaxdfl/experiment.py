@@ -3,7 +3,7 @@
 `experiments/*.py` call `main` with their presets. A run is one method on one topology with one seed.
 """
 
-from jaxdfl.startup import precision, programs_kept, split_cpu  # isort: skip (it comes before jax)
+from jaxdfl.startup import precision, programs_kept, return_freed_memory, split_cpu  # isort: skip (it comes before jax)
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -43,6 +43,7 @@ def main(
         settings = parse(presets, argv, " ".join(command))
     except ValueError as error:
         return refuse(error)
+    return_freed_memory()
     split_cpu(settings.cpu_devices if settings.sweep else 1)
     with programs_kept(settings.compilation_cache), precision(settings.dtype):
         try:

@@ -1,6 +1,7 @@
 """What a process asks of JAX: harmless where it cannot be had, and nothing of it stays behind in tests."""
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,19 @@ def step(x):
 with startup.programs_kept(True):
     print(jax.jit(step)(jax.numpy.eye(7)).sum(), len(jax.devices()))
 """
+FREES = """
+import numpy
+from jaxdfl.startup import return_freed_memory
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+return_freed_memory()
+for _ in range(2):  # glibc takes its blocks from what it keeps only once one such has been freed
+    blocks = [numpy.ones(2**19) for _ in range(20)]  # of 4 MiB
+    before = resident()
+    del blocks[::2]
+    print(before - resident())
+    del blocks
+"""
 
 
 def test_programs_are_kept_in_the_users_cache_folder_and_used_again_without_a_word(tmp_path):
@@ -33,6 +47,16 @@ def test_programs_are_kept_in_the_users_cache_folder_and_used_again_without_a_wo
         assert done.stdout.split()[1] == "3"
     kept = [path.name for path in (tmp_path / "jaxdfl" / "xla").iterdir()]
     assert len([name for name in kept if name.startswith("jit_step") and name.endswith("-cache")]) == 1, kept
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc")
+@pytest.mark.parametrize(("threshold", "returned"), [(None, 10 * 2**22), (2**30, 0)])
+def test_what_is_freed_goes_back_to_the_system_unless_the_user_has_said_otherwise(threshold, returned):
+    world = {name: value for name, value in os.environ.items() if name != "MALLOC_MMAP_THRESHOLD_"}
+    if threshold:
+        world["MALLOC_MMAP_THRESHOLD_"] = str(threshold)
+    done = subprocess.run([sys.executable, "-c", FREES], env={**world, "PYTHONPATH": str(ROOT)}, capture_output=True)
+    assert int(done.stdout.split()[1]) == pytest.approx(returned, abs=2**20), done.stderr
 
 
 def test_a_folder_that_cannot_be_made_is_done_without(tmp_path, monkeypatch):
