@@ -21,6 +21,7 @@ from jaxdfl.prepare import prepare
 from jaxdfl.resume import SAME, first_difference
 from jaxdfl.run_folder import IDENTITY, ROWS, read_manifest, read_rows, run_key
 
+BY_ROUND = sorted(ROWS, reverse=True)  # rounds.jsonl before metrics.jsonl, which has a row only where clients are scored
 CLOCK = ("seconds",)  # keys of a row that are not the run's own
 
 
@@ -54,7 +55,7 @@ def replay(folder: Path, out: Path | None = None) -> tuple[str | None, list[str]
             run, manifest = begin(prepared, before["command"])
             execute(prepared, run, manifest)
         return (
-            next(filter(None, (_parts(before, manifest), *(_rows(folder, run.path, name) for name in ROWS))), None),
+            next(filter(None, (_parts(before, manifest), *(_rows(folder, run.path, name) for name in BY_ROUND))), None),
             _environments(before, manifest),
         )
     finally:
