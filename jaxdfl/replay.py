@@ -21,7 +21,7 @@ from jaxdfl.prepare import prepare
 from jaxdfl.resume import SAME, first_difference
 from jaxdfl.run_folder import IDENTITY, ROWS, read_manifest, read_rows, run_key
 
-BY_ROUND = sorted(ROWS, reverse=True)  # rounds.jsonl before metrics.jsonl, which has a row only where clients are scored
+BY_ROUND = sorted(ROWS, reverse=True)  # rounds.jsonl first: metrics.jsonl has a row only where clients are scored
 CLOCK = ("seconds",)  # keys of a row that are not the run's own
 
 
