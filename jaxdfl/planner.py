@@ -15,11 +15,12 @@ from jaxdfl.execution import cases_of, make, paces
 from jaxdfl.prepare import Prepared, Run
 from jaxdfl.report import size
 from jaxdfl.simulate.operations import matrix_products
-from jaxdfl.simulate.placement import mesh_of
+from jaxdfl.simulate.placement import mesh_for
 from jaxdfl.simulate.sweep import pacing, sweep
 
-# Copies of a state: at the last stop; and, on each device that shares its clients, as it was and trained.
-HELD, WITHIN = 1, 2
+# Copies of a state: at the last stop, in every process; as it was and trained; and of all blocks on each device that
+# shares the clients, sent and mixed.
+HELD, WITHIN, GATHERED = 1, 2, 2
 DRAWN = 3  # of the networks: drawn, stacked, handed over
 EFFICIENCY = 0.5  # of the measured rate of large products; what MiniLM reaches on CPUs (benchmarks/README.md)
 
@@ -82,16 +83,20 @@ def memory(prepared: Prepared) -> Memory:
     runs = max(prepared.groups(), key=len)
     state = prepared.abstract_state(runs[0])  # of the same shape in all
     clients = jax.tree.leaves(state.blocks)[0].shape[0]
-    mesh = mesh_of(len(runs), clients, jax.local_devices())
-    devices, copies = mesh.size, (HELD + WITHIN * mesh.shape["clients"]) * len(runs)
+    mesh = mesh_for(len(runs), clients)
+    devices = sum(device.process_index == jax.process_index() for device in mesh.devices.flat)  # of this process
+    dealt, sharing = mesh.shape["runs"], mesh.shape["clients"]
+    on_each = len(runs) // dealt * devices  # states, if every device had all clients of its runs
+    owned = HELD * len(runs) + WITHIN * on_each // sharing
+    gathered = GATHERED * on_each if sharing > 1 else 0
     distinct = {id(x): x.nbytes for run in runs for x in jax.tree.leaves(problem.seeded(run.seed).frozen)}
     stretch = min(settings.rounds, *pacing(paces(settings), len(runs), clients))
     found = Memory(
         frozen=devices * sum(distinct.values()),
         examples=devices * _bytes(problem.examples),
-        adapters=copies * _bytes(state.blocks),
-        moments=copies * _bytes(state.opt),
-        mixers=copies * _bytes(state.mixer),
+        adapters=(owned + gathered) * _bytes(state.blocks),
+        moments=owned * _bytes(state.opt),
+        mixers=(HELD * len(runs) + WITHIN * on_each) * _bytes(state.mixer),
         networks=DRAWN * stretch * len(runs) * clients**2 * 4,
         clients=clients,
         runs=len(runs),

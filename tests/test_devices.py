@@ -18,9 +18,10 @@ SPECS = ("dec_lora", "tad_lora", "gradient_tracking", "decaf", "fedex_lora", "de
 
 def on_devices(count):
     """Final factors, losses and bytes of toy runs, one by one and three at a time, by what ran."""
+    world = {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE)])}
     found = subprocess.run(
         [sys.executable, str(HERE / "toy_on_devices.py"), str(count), *SPECS], stdout=subprocess.PIPE, text=True,
-        check=True, timeout=300, env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(HERE)},
+        check=True, timeout=300, env=os.environ | world,
     )  # fmt: skip
     return json.loads(found.stdout.splitlines()[-1])
 
@@ -30,12 +31,15 @@ def on_one_device():
     return on_devices(1)
 
 
-@pytest.mark.parametrize("count", [2, 4, 8])  # 6 clients: the shares of four and eight devices are filled up
-def test_several_devices_give_the_numbers_of_one(count, on_one_device):
+# 7 clients: the last of two and of four devices has one less of its own, and eight are one too many
+@pytest.mark.parametrize(("count", "held"), [(2, 4), (4, 2), (8, 1)])
+def test_several_devices_give_the_numbers_of_one_and_hold_a_share_of_the_clients_each(count, held, on_one_device):
     found = on_devices(count)
-    assert (found.pop("devices"), on_one_device["devices"]) == (count, 1)
-    for name, values in found.items():
+    assert (found["devices"], on_one_device["devices"]) == (count, 1)
+    assert (found["held"], on_one_device["held"]) == ([held], [7])
+    for name, values in found["results"].items():
         for which, value in values.items():
+            expected = on_one_device["results"][name][which]
             np.testing.assert_allclose(
-                value, on_one_device[name][which], rtol=2e-5, atol=5e-6, err_msg=f"{name} {which} on {count} devices"
+                value, expected, rtol=2e-5, atol=5e-6, err_msg=f"{name} {which} on {count} devices"
             )

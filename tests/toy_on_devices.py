@@ -17,11 +17,19 @@ if True:  # imports that must come after it
     from jaxdfl.simulate.program import make_advance
     from jaxdfl.simulate.sweep import Case, sweep
 
-ROUNDS, STEPS = 6, 3
-batches = toy.batches(rounds=ROUNDS)
+ROUNDS, STEPS, CLIENTS = 6, 3, 7
+batches = toy.batches(rounds=ROUNDS, clients=CLIENTS)
 examples = jax.tree.map(lambda x: x.reshape(-1, *x.shape[3:]), batches)
-indices = np.arange(ROUNDS * toy.CLIENTS * STEPS, dtype=np.int32).reshape(ROUNDS, toy.CLIENTS, STEPS)
-advance = make_advance(toy.loss, toy.ADAMW, chunk=2)
+indices = np.arange(ROUNDS * CLIENTS * STEPS, dtype=np.int32).reshape(ROUNDS, CLIENTS, STEPS)
+program = make_advance(toy.loss, toy.ADAMW, chunk=2)
+held = set()  # clients of one run whose blocks or moments lie on a device between rounds
+
+
+def advance(*given):
+    state, infos = program(*given)
+    for leaf in jax.tree.leaves((state.blocks, state.opt)):
+        held.update(shard.data.shape[1] for shard in leaf.addressable_shards)
+    return state, infos
 
 
 def plan(rounds):
@@ -30,8 +38,8 @@ def plan(rounds):
 
 def run(spec, seeds):
     method, infos = toy.make(spec), []
-    cases = [Case(method, toy.random_network(), toy.FROZEN, plan) for _ in seeds]
-    starts = [toy.start(method, seed=seed) for seed in seeds]
+    cases = [Case(method, toy.random_network(clients=CLIENTS), toy.FROZEN, plan) for _ in seeds]
+    starts = [toy.start(method, seed=seed, clients=CLIENTS) for seed in seeds]
     states = sweep(
         advance,
         cases,
@@ -50,5 +58,7 @@ def run(spec, seeds):
     return found | {name: [values[name].tolist() for values in infos if values] for name in counts}
 
 
-results = {spec: run(spec, [0]) for spec in sys.argv[2:]} | {"three at a time": run("tad_lora", [0, 1, 2])}
-print(json.dumps({"devices": jax.device_count(), **results}))
+results = {spec: run(spec, [0]) for spec in sys.argv[2:]}
+of_one_run = sorted(held)
+results["three at a time"] = run("tad_lora", [0, 1, 2])
+print(json.dumps({"devices": jax.device_count(), "held": of_one_run, "results": results}))

@@ -1,9 +1,9 @@
-"""The clients axis: a function of one client, mapped over all of them."""
+"""The clients axis: a function of one client, mapped over all of them; and the devices that share them."""
 
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +11,10 @@ import jax.numpy as jnp
 Mapped = Callable[[Any, Any], Any]  # (what all share, stacked: each client's own) -> stacked
 
 
-def over_clients(function: Callable[[Any, Any], Any], chunk: int | None, axis: str | None = None) -> Mapped:
+def over_clients(function: Callable[[Any, Any], Any], chunk: int | None) -> Mapped:
     """`function` of (what all share, one client's own), mapped over the leading axis of its second argument.
 
-    At most `chunk` clients go at a time (None: all at once), in portions as equal as can be. Inside `jax.shard_map` the
-    devices along the mesh's `axis` share the clients, and hand their results to each other. Neither changes the result.
+    At most `chunk` clients go at a time (None: all at once), in portions as equal as can be, which changes no result.
     """
 
     def mapped(shared: Any, stacked: Any) -> Any:
@@ -25,20 +24,31 @@ def over_clients(function: Callable[[Any, Any], Any], chunk: int | None, axis: s
         at_once = portion(clients, chunk)
         return jax.lax.map(one, stacked, batch_size=at_once if at_once > 1 else None)
 
-    return mapped if axis is None else _shared_out(mapped, axis)
+    return mapped
 
 
-def _shared_out(mapped: Mapped, axis: str) -> Mapped:
-    """Each device maps over its share; the last ones' is filled up with clients from the front, dropped after."""
+class Share(NamedTuple):
+    """What of stacked trees, [clients, ...], lies on one of the devices that share the clients."""
 
-    def on_each(shared: Any, stacked: Any) -> Any:
-        clients = jax.tree.leaves(stacked)[0].shape[0]
-        share = math.ceil(clients / jax.lax.axis_size(axis))
-        own = (jax.lax.axis_index(axis) * share + jnp.arange(share)) % clients
-        done = mapped(shared, jax.tree.map(lambda x: x[own], stacked))
-        return jax.tree.map(lambda x: jax.lax.all_gather(x, axis, tiled=True)[:clients], done)
+    own: Callable[[Any], Any]  # of all clients -> of this device's own
+    whole: Callable[[Any], Any]  # of each device's own -> of all clients, on every device
 
-    return on_each
+
+ALL = Share(own=lambda tree: tree, whole=lambda tree: tree)  # one device has them all
+
+
+def share_of(clients: int, axis: str) -> Share:
+    """Inside `jax.shard_map`: equal shares along the mesh's `axis`, the last filled up with clients from the front."""
+    held = math.ceil(clients / jax.lax.axis_size(axis))
+    first, more = jax.lax.axis_index(axis) * held, held * jax.lax.axis_size(axis) - clients
+
+    def own(x: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_slice_in_dim(jnp.concatenate([x, x[:more]]), first, held)
+
+    def whole(x: jax.Array) -> jax.Array:
+        return jax.lax.all_gather(x, axis, tiled=True)[:clients]
+
+    return Share(partial(jax.tree.map, own), partial(jax.tree.map, whole))
 
 
 def portion(clients: int, most: int) -> int:

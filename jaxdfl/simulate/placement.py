@@ -1,11 +1,14 @@
 """Several runs side by side: what they share is held once, the rest is stacked, and devices get equal shares."""
 
+import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
@@ -31,10 +34,11 @@ class Frozen(NamedTuple):
         )  # fmt: skip
 
 
-# How arrays lie on a mesh, as prefix trees: whole on each device, or dealt by run.
+# How arrays lie on a mesh, as prefix trees: whole on each device, or dealt by run, or by run and client.
 EVERYWHERE, BY_RUN, ROUNDS_RUNS = PartitionSpec(), PartitionSpec("runs"), PartitionSpec(None, "runs")
+BY_CLIENT = PartitionSpec("runs", "clients")
 FROZEN: Any = Frozen(common=EVERYWHERE, own=EVERYWHERE, variant=BY_RUN)  # pyright: ignore[reportArgumentType]
-STATE: Any = SimState(BY_RUN, BY_RUN, BY_RUN, EVERYWHERE, BY_RUN)  # pyright: ignore[reportArgumentType]
+STATE: Any = SimState(BY_CLIENT, BY_CLIENT, BY_RUN, EVERYWHERE, BY_RUN)  # pyright: ignore[reportArgumentType]
 
 
 def together(weights: Sequence[Any]) -> Frozen:
@@ -48,21 +52,43 @@ def together(weights: Sequence[Any]) -> Frozen:
     return Frozen(common, own, jnp.asarray([places[id(each)] for each in weights], jnp.int32))
 
 
-def stacked(states: Sequence[SimState]) -> SimState:
-    """The states of several runs as one; all are at the round of the first."""
-    leaves = jax.tree.map(lambda *each: jnp.stack(each), *states)
-    return leaves._replace(round=jnp.array(states[0].round))
+def laid_out(mesh: Mesh, states: Sequence[SimState]) -> SimState:
+    """The states of several runs as one, which the program takes; all are at the round of the first.
+
+    Devices that share the clients hold equal shares: the last is filled up with clients from the front, as
+    `jaxdfl.simulate.clients.share_of` has it.
+    """
+    clients = jax.tree.leaves(states[0].blocks)[0].shape[0]
+    more = -clients % mesh.shape["clients"]
+
+    def lay(lies: PartitionSpec, *several: Any) -> Any:
+        def stacked(*each: Array) -> Array:  # leaf by leaf, so that no second copy of all is there at any time
+            filled = [jnp.concatenate([x, x[:more]]) for x in each] if more and lies == BY_CLIENT else each
+            return spread(mesh, jnp.stack(filled), lies)
+
+        return jax.tree.map(stacked, *several)
+
+    done = spread(mesh, jnp.array(states[0].round), EVERYWHERE)
+    several = [state._replace(round=()) for state in states]
+    return jax.tree.map(lay, STATE._replace(round=()), *several)._replace(round=done)
 
 
-def apart(state: SimState, runs: int) -> list[SimState]:
+def apart(state: SimState, runs: int, clients: int) -> list[SimState]:
     """The runs' states, each in buffers of its own that are bound to no device."""
     done, several = jnp.array(jax.device_get(state.round)), state._replace(round=())
     if len(state.round.devices()) == 1:
         return [_taken(several, run)._replace(round=done) for run in range(runs)]
-    implementation = jax.random.key_impl(state.key)
-    words = jax.device_get(several._replace(key=jax.random.key_data(state.key)))
-    each = (jax.tree.map(lambda x, run=run: jnp.asarray(x[run]), words) for run in range(runs))
-    return [one._replace(round=done, key=jax.random.wrap_key_data(one.key, impl=implementation)) for one in each]
+
+    def runs_of(lies: PartitionSpec, x: Array) -> list[Array]:
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            keys = runs_of(lies, jax.random.key_data(x))
+            return [jax.random.wrap_key_data(one, impl=jax.random.key_impl(x)) for one in keys]
+        return [jnp.asarray(one[:clients] if lies == BY_CLIENT else one) for one in fetched(x)]
+
+    leaves, structure = jax.tree.flatten(several)
+    lies = jax.tree.leaves(jax.tree.broadcast(STATE._replace(round=()), several))
+    each = zip(*map(runs_of, lies, leaves), strict=True)
+    return [structure.unflatten(one)._replace(round=done) for one in each]
 
 
 @jax.jit
@@ -71,14 +97,57 @@ def _taken(state: Any, run: Array | int) -> Any:
 
 
 def mesh_of(runs: int, clients: int, devices: Sequence[Any]) -> Mesh:
-    """The devices in two axes: as many as the runs can be dealt to evenly, and what is left over for their clients."""
+    """The devices in two axes: as many as the runs can be dealt to evenly, and what is left over for their clients.
+
+    Of the latter no more than get a share that is not all filling.
+    """
     dealt = max(size for size in range(1, len(devices) + 1) if runs % size == 0)
-    each = min(len(devices) // dealt, runs * clients // dealt)
+    held = math.ceil(clients / min(len(devices) // dealt, clients))
+    each = math.ceil(clients / held)
     return Mesh(np.array(devices[: dealt * each]).reshape(dealt, each), ("runs", "clients"))
 
 
+def mesh_for(runs: int, clients: int, devices: Sequence[Any] | None = None) -> Mesh:
+    """That of the devices; None: of all processes' where each of them gets a part, else each has its own to itself."""
+    mesh = mesh_of(runs, clients, jax.devices() if devices is None else devices)
+    taking_part = {device.process_index for device in mesh.devices.flat}
+    if devices is None and len(taking_part) < jax.process_count():
+        return mesh_of(runs, clients, jax.local_devices())
+    return mesh
+
+
 def spread(mesh: Mesh, tree: Any, lies: Any) -> Any:
-    """The tree laid out on the mesh, so that no later call moves it; untouched where the mesh is one device."""
+    """The tree laid out on the mesh, so that no later call moves it; untouched where the mesh is one device.
+
+    Where the mesh has devices of other processes, each process lays out what belongs on its own.
+    """
     if mesh.size == 1:
         return tree
-    return jax.device_put(tree, jax.tree.map(lambda spec: NamedSharding(mesh, spec), lies))
+
+    def put(spec: PartitionSpec, part: Any) -> Any:
+        sharding = NamedSharding(mesh, spec)
+        return (
+            jax.device_put(part, sharding)
+            if sharding.is_fully_addressable
+            else jax.tree.map(partial(_of_many_processes, sharding), part)
+        )
+
+    return jax.tree.map(put, lies, tree)
+
+
+def _of_many_processes(sharding: NamedSharding, x: Array) -> Array:
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        words = _of_many_processes(sharding, jax.random.key_data(x))
+        return jax.random.wrap_key_data(words, impl=jax.random.key_impl(x))
+    whole = np.asarray(x)
+    return jax.make_array_from_callback(whole.shape, sharding, lambda part: whole[part])
+
+
+def fetched(tree: Any) -> Any:
+    """The arrays on the host, those that lie on devices of several processes too; all of these must ask."""
+
+    def one(x: Array) -> np.ndarray:
+        here = x.is_fully_addressable or x.is_fully_replicated
+        return jax.device_get(x) if here else multihost_utils.process_allgather(x, tiled=True)
+
+    return jax.tree.map(one, tree)

@@ -17,7 +17,7 @@ from jaxtyping import Array
 
 from jaxdfl.methods.schedules import nothing
 from jaxdfl.protocol import Info, Method
-from jaxdfl.simulate.clients import over_clients
+from jaxdfl.simulate.clients import ALL, over_clients, share_of
 from jaxdfl.simulate.placement import EVERYWHERE, FROZEN, ROUNDS_RUNS, STATE, Frozen
 from jaxdfl.simulate.rounds import Conditions, Loss, SimState, make_stages
 from jaxdfl.simulate.training import Client, Trained
@@ -33,6 +33,20 @@ def code(method: Method) -> Method:
     return method._replace(trains=nothing, shares=nothing, start=None)
 
 
+def of_runs(mix: Callable[..., tuple[SimState, Info]], runs: int) -> Callable[..., tuple[SimState, Info]]:
+    """`mix` of one run, mapped over so many; one alone is not, since under a map a condition computes both its ways."""
+    if runs > 1:
+        return jax.vmap(mix, in_axes=(RUNS, 0, 0), out_axes=(RUNS, 0))
+
+    def alone(state: SimState, *given: Any) -> tuple[SimState, Info]:
+        (first, *rest) = jax.tree.map(lambda x: x[0], (state._replace(round=()), *given))
+        after, info = mix(first._replace(round=state.round), *rest)
+        done, info = jax.tree.map(lambda x: x[None], (after._replace(round=()), info))
+        return done._replace(round=after.round), info
+
+    return alone
+
+
 def make_advance(
     loss: Loss, optimizer: optax.GradientTransformation, *, chunk: int | None = None, **options: Any
 ) -> Advance:
@@ -41,14 +55,17 @@ def make_advance(
     The state leads with runs, conditions and infos with [rounds, runs]; leaves of `examples` are [examples, ...] and
     shared by all, and `plan` [rounds, runs, clients, steps, batch] picks from them. The state is donated. Runs are
     dealt to the devices along the mesh's first axis (see `jaxdfl.simulate.placement`), which need no word from each
-    other; those along its second share the clients in training, and then each mixes for itself.
+    other. Those along its second share the clients: each trains its own, gathers the blocks of all, mixes for itself,
+    and keeps its own; a mixer's state lies on all of them.
     `chunk` clients, of whichever runs, train at a time (None: all); `options` are those of `make_stages`.
     """
 
     def on_one_device(method, axis, frozen, state, examples, plan, conditions):
         runs, clients = plan.shape[1:3]
-        stages = make_stages(loss, optimizer, method, **options)
-        variant = jnp.repeat(frozen.variant, clients)  # [runs * clients]
+        share = ALL if axis is None else share_of(clients, axis)
+        stages = make_stages(loss, optimizer, method, share=share, **options)
+        held = jax.tree.leaves(state.blocks)[0].shape[1]  # clients of a run that are trained here
+        variant = jnp.repeat(frozen.variant, held)  # [runs * held]
 
         def train(frozen: Frozen, given: tuple[Array, Client]) -> Trained:
             variant, client = given
@@ -58,12 +75,12 @@ def make_advance(
             indices, at = inputs
             batches = jax.tree.map(lambda x: x[indices], examples)
             given = jax.vmap(stages.hand_out, in_axes=(RUNS, 0, 0))(state, batches, at)
-            flat = jax.tree.map(lambda x: x.reshape(runs * clients, *x.shape[2:]), given)
-            trained = over_clients(train, chunk, axis)(frozen, (variant, flat))
-            trained = jax.tree.map(lambda x: x.reshape(runs, clients, *x.shape[1:]), trained)
-            return jax.vmap(stages.mix, in_axes=(RUNS, 0, 0), out_axes=(RUNS, 0))(state, trained, at)
+            flat = jax.tree.map(lambda x: x.reshape(runs * held, *x.shape[2:]), given)
+            trained = over_clients(train, chunk)(frozen, (variant, flat))
+            trained = jax.tree.map(lambda x: x.reshape(runs, held, *x.shape[1:]), trained)
+            return of_runs(stages.mix, runs)(state, trained, at)
 
-        return jax.lax.scan(one_round, state, (plan, conditions))
+        return jax.lax.scan(one_round, state, (jax.vmap(jax.vmap(share.own))(plan), conditions))
 
     @partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
     def advance(method, mesh, *given):

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from jaxdfl.diagnostics import diagnose, disagreement, mean_drift, product_disagreement
 from jaxdfl.protocol import Base, Exchange, Info, Method, Network, PerBlock, Round
-from jaxdfl.simulate.clients import over_clients
+from jaxdfl.simulate.clients import ALL, Share, over_clients
 from jaxdfl.simulate.moments import rotated
 from jaxdfl.simulate.training import Client, Loss, Trained, beside, make_train
 from jaxdfl.trees import keep, stack
@@ -59,7 +59,10 @@ class Conditions(NamedTuple):
 
 
 class Stages(NamedTuple):
-    """A round in three parts. The first and the last are of one run, the middle one of one of its clients."""
+    """A round in three parts. The first and the last are of one run, the middle one of one of its clients.
+
+    Where devices share the clients, blocks, moments, batches and what was trained are those of the device's own.
+    """
 
     hand_out: Callable[[SimState, Any, Conditions], Client]  # (state, batches [clients, steps, ...], .) -> stacked
     train: Callable[[Any, Client], Trained]  # (frozen, one client)
@@ -109,8 +112,12 @@ def make_stages(
     *,
     moments: Moments = "kept",
     clip: float | None = None,
+    share: Share = ALL,
 ) -> Stages:
-    """The stages of `method`'s round, whose schedules are left to the conditions. Arguments as of `make_round`."""
+    """The stages of `method`'s round, whose schedules are left to the conditions. Arguments as of `make_round`.
+
+    Mixers see all clients, wherever they lie: the blocks, and they alone, are gathered once for mixing and diagnostics.
+    """
 
     def moments_at_start(rested: PerBlock, state: SimState) -> PerBlock:
         if moments in ("kept", "rotated"):
@@ -119,33 +126,35 @@ def make_stages(
         return fresh if moments == "reset_each_round" else PerBlock(*map(keep, rested, fresh, state.opt))
 
     def hand_out(state: SimState, batches: Any, at: Conditions) -> Client:
-        clients, steps = jax.tree.leaves(batches)[0].shape[:2]
-        keys = round_keys(state.key, state.round)
-        trains, scale = stack((at.trains, at.scale), clients)
+        held, steps = jax.tree.leaves(batches)[0].shape[:2]
+        keys, numbers = round_keys(state.key, state.round), share.own(jnp.arange(len(at.work)))
+        trains, scale = stack((at.trains, at.scale), held)
         return Client(
             blocks=state.blocks,
             opt=moments_at_start(at.rested, state),
             batches=batches,
-            correction=None if method.correction is None else method.correction(state.mixer),
-            merged=None if method.merged is None else method.merged(state.mixer),
+            correction=None if method.correction is None else share.own(method.correction(state.mixer)),
+            merged=None if method.merged is None else share.own(method.merged(state.mixer)),
             trains=trains,
             scale=scale,
-            steps=jnp.floor(at.work * steps + 1e-4).astype(jnp.int32),  # 1e-4: a third of 3 steps is one
-            key=jax.vmap(partial(jax.random.fold_in, keys.train))(jnp.arange(clients)),
+            steps=jnp.floor(share.own(at.work) * steps + 1e-4).astype(jnp.int32),  # 1e-4: a third of 3 steps is one
+            key=jax.vmap(partial(jax.random.fold_in, keys.train))(numbers),
         )
 
     def mix(state: SimState, trained: Trained, at: Conditions) -> tuple[SimState, Info]:
-        keys, before = round_keys(state.key, state.round), _squared_disagreement(trained.blocks)
+        keys, sent = round_keys(state.key, state.round), share.whole(trained.blocks)
+        losses, steps = share.whole((trained.loss, trained.steps))
         links = (at.weights != 0) & ~jnp.eye(len(at.weights), dtype=bool)
         exchange = Exchange(keys.mix, state.round, at.weights, links, at.work, at.shares)
-        blocks, mixer, counts = method.mixer.mix(exchange, trained.blocks, state.mixer)
-        opt = rotated(trained.opt, trained.blocks, blocks) if moments == "rotated" else trained.opt
-        after = SimState(blocks, opt, mixer, state.round + 1, state.key)
+        blocks, mixer, counts = method.mixer.mix(exchange, sent, state.mixer)
+        own = share.own(blocks)
+        opt = rotated(trained.opt, trained.blocks, own) if moments == "rotated" else trained.opt
+        after = SimState(own, opt, mixer, state.round + 1, state.key)
         info = {
-            "loss": trained.loss.sum() / jnp.maximum(trained.steps.sum(), 1),
-            **measure(method, after),
-            "contraction": _squared_disagreement(blocks) / before,
-            "mean_drift": mean_drift(trained.blocks, blocks),
+            "loss": losses.sum() / jnp.maximum(steps.sum(), 1),
+            **measure(method, after._replace(blocks=blocks)),
+            "contraction": _squared_disagreement(blocks) / _squared_disagreement(sent),
+            "mean_drift": mean_drift(sent, blocks),
             **counts,
         }
         return after, info

@@ -17,7 +17,17 @@ from jaxtyping import Array
 from jaxdfl.methods.schedules import as_table
 from jaxdfl.protocol import Method, Network, PerBlock, Round, Schedule
 from jaxdfl.simulate.clients import portion
-from jaxdfl.simulate.placement import EVERYWHERE, FROZEN, STATE, apart, mesh_of, spread, stacked, together
+from jaxdfl.simulate.placement import (
+    EVERYWHERE,
+    FROZEN,
+    ROUNDS_RUNS,
+    apart,
+    fetched,
+    laid_out,
+    mesh_for,
+    spread,
+    together,
+)
 from jaxdfl.simulate.program import Advance, code
 from jaxdfl.simulate.rounds import Conditions, SimState, StepScale, round_keys
 from jaxdfl.trees import as_data
@@ -73,8 +83,8 @@ def sweep(
     than `TABLE_BYTES`. The results do not depend on it, nor on where an earlier call ended: a sweep may go on from
     saved states.
     Only the newest states are held here, so the memory of the first ones is free as soon as the caller lets go of them.
-    The cases are dealt to the `devices` (None: all local ones), to as many as get equal shares; devices left over share
-    their clients.
+    The cases are dealt to the `devices` (None: all, those of other processes among them), to as many as get equal
+    shares; devices left over share their clients. Several processes call this alike, and each has all results.
 
     Raises:
         ValueError: the cases do not share a program, or are not at the same round.
@@ -87,7 +97,7 @@ def sweep(
     stop([Stop(done, {}, state) for state in states])
     clients = jax.tree.leaves(states[0].blocks)[0].shape[0]
     paces = pacing((every,) if isinstance(every, int) else every, len(cases), clients)
-    mesh, method = mesh_of(len(cases), clients, devices or jax.local_devices()), code(cases[0].method)
+    mesh, method = mesh_for(len(cases), clients, devices), code(cases[0].method)
     frozen = spread(mesh, together([case.frozen for case in cases]), FROZEN)
     state, examples = None, spread(mesh, examples, EVERYWHERE)
     conditions = _conditions(cases, keys, rounds)
@@ -96,10 +106,11 @@ def sweep(
         plans = {each: each(these) for each in {case.plan for case in cases}}
         plan = np.stack([plans[case.plan] for case in cases], axis=1)
         if state is None:
-            state = spread(mesh, stacked(states), STATE)
-        state, infos = advance(method, mesh, frozen, state, examples, jnp.asarray(plan), conditions(these))
-        infos, done = jax.device_get(infos), these.stop
-        states = apart(state, len(cases))
+            state = laid_out(mesh, states)
+        given = spread(mesh, (jnp.asarray(plan), conditions(these)), (ROUNDS_RUNS, ROUNDS_RUNS))
+        state, infos = advance(method, mesh, frozen, state, examples, *given)
+        infos, done = fetched(infos), these.stop
+        states = apart(state, len(cases), clients)
         if len(cases) == 1:  # it may be large: no second copy lies about while it is scored and saved
             state = None
         stop(
