@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import Array
 
@@ -43,7 +44,7 @@ def save(path: str | os.PathLike[str], state: Tree) -> None:
     unfinished = path.with_name(path.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
-        with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+        with _checkpointer() as checkpointer:
             checkpointer.save(unfinished / STATE, args=ocp.args.StandardSave(_arrays(state)))
         (unfinished / SEAL).write_text(json.dumps(_hashes(unfinished / STATE), indent=1), encoding="utf-8")
         _flush(unfinished)
@@ -64,7 +65,7 @@ def restore(path: str | os.PathLike[str], like: Tree) -> Tree:
     path = Path(path).absolute()
     verify(path)
     expected = _arrays(like)
-    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+    with _checkpointer() as checkpointer:
         metadata = checkpointer.metadata(path / STATE).item_metadata
         assert metadata is not None  # verified
         saved = {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in metadata.tree.items()}
@@ -128,6 +129,15 @@ def drop_after(run: Path, round: int) -> None:
         shutil.rmtree(unfinished)
 
 
+def _checkpointer() -> ocp.Checkpointer:
+    """One that waits for no other process: whoever saves or restores does so alone."""
+    me = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process-{me}"
+    )
+    return ocp.Checkpointer(ocp.StandardCheckpointHandler(multiprocessing_options=alone), multiprocessing_options=alone)
+
+
 def _hashes(folder: Path) -> dict[str, str]:
     """SHA-256 of every file, by path in the folder."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -152,11 +162,14 @@ def _flush(folder: Path) -> None:
 def _arrays(state: Tree) -> dict[str, Array]:
     """Leaf name -> array, without those that have no entries; a typed key as its raw words."""
     leaves = {_name(where): leaf for where, leaf in jax.tree_util.tree_leaves_with_path(state)}
-    return {name: jax.random.key_data(leaf) if _is_key(leaf) else leaf for name, leaf in leaves.items() if leaf.size}
+    arrays = {name: jax.random.key_data(leaf) if _is_key(leaf) else leaf for name, leaf in leaves.items() if leaf.size}
+    # Among several processes Orbax takes an array of JAX for theirs together
+    return arrays if jax.process_count() == 1 else jax.tree.map(np.asarray, arrays)
 
 
 def _as(leaf: Array, array: Array) -> Array:
-    """The array as a typed key where the leaf is one."""
+    """The array as JAX has it; as a typed key where the leaf is one."""
+    array = jnp.asarray(array)
     return jax.random.wrap_key_data(array, impl=jax.random.key_impl(leaf)) if _is_key(leaf) else array
 
 

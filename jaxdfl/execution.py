@@ -14,6 +14,7 @@ from jaxdfl.manifest import Manifest
 from jaxdfl.metrics import Columns
 from jaxdfl.prepare import NOBODY, Prepared, Run, batches
 from jaxdfl.problems import Seeded
+from jaxdfl.processes import any_of, from_first, states_from_first
 from jaxdfl.protocol import Method
 from jaxdfl.resume import NEW, Keeper, evaluates, point, run_folder, trim
 from jaxdfl.run_folder import RunFolder
@@ -72,16 +73,21 @@ def execute(prepared: Prepared, folder: RunFolder, manifest: Manifest) -> int:
         closing(tracking),
         console.progress(len(prepared.runs) * settings.rounds) as moved,
         console.compile_time() as compiled,
-        interruptible(say_stopping) as asked,
+        interruptible(say_stopping) as asked_here,
     ):
+
+        def asked() -> bool:
+            return any_of(asked_here())
+
         for group in dict.fromkeys(run["group"] for run in manifest["runs"]):
             if not asked():
                 numbers = [number for number, run in enumerate(manifest["runs"]) if run["group"] == group]
                 _simulate(prepared, folder, manifest, numbers, advance, tracking, moved, asked)
                 tracking.close()
+        stopped = asked()
         if (folder.path / "metrics.jsonl").exists():
             console.show_summary(report.summarize(folder.path), folder.path, compiled())
-        return STOPPED if asked() else NOT_FINITE if manifest["stopped"] else 0
+        return STOPPED if stopped else NOT_FINITE if manifest["stopped"] else 0
 
 
 def _simulate(
@@ -103,6 +109,7 @@ def _simulate(
     if folder.resumed:
         at = point(folder, [(p, run.identity) for p, run in zip(places, runs, strict=True)], ended, settings)
         trim(folder, [run.identity for place, run in enumerate(runs) if place not in ended], places, at)
+    at = from_first(at)
     records = [
         console.Recorder(folder, run.identity, moved, tracking.begin(number), len(runs))
         for number, run in zip(numbers, runs, strict=True)
@@ -112,10 +119,12 @@ def _simulate(
 
     cases, good, starts = cases_of(prepared, runs)  # states that are good: those of the last stop
     if at != NEW:
-        good = [
-            checkpoint.restore(checkpoint.round_folder(place, at), state)
-            for state, place in zip(good, places, strict=True)
-        ]
+        if folder.resumed:
+            good = [
+                checkpoint.restore(checkpoint.round_folder(place, at), state)
+                for state, place in zip(good, places, strict=True)
+            ]
+        good = states_from_first(good)
     keep = Keeper(settings, places)
 
     def end(number: int, stop: Stop, bad_round: int) -> None:

@@ -7,7 +7,9 @@ from jaxdfl.startup import precision, programs_kept, return_freed_memory, split_
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import jax
 
@@ -19,6 +21,7 @@ from jaxdfl.exit_codes import FAILED, STOPPED
 from jaxdfl.manifest import begin
 from jaxdfl.planner import memory, show, work
 from jaxdfl.prepare import prepare
+from jaxdfl.processes import DISTRIBUTED, Elsewhere, is_first, join, of_another, settings_alike, together
 from jaxdfl.refusal import refuse
 from jaxdfl.settings import Settings
 
@@ -40,16 +43,23 @@ def main(
     command = ("python", Path(sys.argv[0]).name) if command is None else command
     argv = sys.argv[1:] if argv is None else argv
     try:
-        settings = parse(presets, argv, " ".join(command))
-    except ValueError as error:
+        settings = parse(presets, [word for word in argv if word != DISTRIBUTED], " ".join(command))
+        split_cpu(settings.cpu_devices if settings.sweep else 1)
+        if DISTRIBUTED in argv:
+            join()
+            settings_alike(settings)
+    except (ValueError, Elsewhere) as error:
         return refuse(error)
     return_freed_memory()
-    split_cpu(settings.cpu_devices if settings.sweep else 1)
-    with programs_kept(settings.compilation_cache), precision(settings.dtype):
+    with programs_kept(settings.compilation_cache), precision(settings.dtype), ExitStack() as scratch:
         try:
-            check_numerics()
-            prepared = prepare(settings)
-            needs = memory(prepared)
+            if not is_first():
+                console.OUT.quiet = True
+                settings = of_another(settings, scratch.enter_context(TemporaryDirectory(prefix="jaxdfl-")))
+            with together():
+                check_numerics()
+                prepared = prepare(settings)
+                needs = memory(prepared)
             if settings.dry_run:
                 show(needs, work(prepared))
                 return 0
@@ -62,8 +72,8 @@ def main(
             done = execute(prepared, folder, manifest)
         except (OSError, jax.errors.JaxRuntimeError) as error:  # a full disk; no memory left
             return _broke_off(error)
-    if study is not None and done != STOPPED:
-        console.show_study(study(folder.path), folder.path)
+        if study is not None and done != STOPPED and is_first():
+            console.show_study(study(folder.path), folder.path)
     return done
 
 
@@ -71,4 +81,6 @@ def _broke_off(error: Exception) -> int:
     said = str(error)
     if "RESOURCE_EXHAUSTED" in said:
         said = f"out of memory: lower --client-chunk, --runs-at-once or --batch-size, or take --remat ({said[:200]})"
+    elif isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1:
+        said = f"{said[:300]}. If another process has died, start all of them again, with --resume"
     return refuse(said, FAILED)

@@ -13,7 +13,8 @@ import numpy as np
 from jaxdfl.arguments import from_manifest
 from jaxdfl.prepare import Prepared, batches
 from jaxdfl.problems import seed_keys
-from jaxdfl.resume import require_same
+from jaxdfl.processes import from_first, require_alike, together
+from jaxdfl.resume import SAME, require_same
 from jaxdfl.run_folder import ROWS, RunFolder, environment, read_manifest, strict
 from jaxdfl.simulate.rounds import round_keys
 from jaxdfl.topology.spectrum import recommended_period
@@ -25,11 +26,20 @@ HASHED_ROUNDS = 10
 def begin(prepared: Prepared, command: Sequence[str]) -> tuple[RunFolder, Manifest]:
     """Opens the run folder and writes the manifest; where its runs are gone on with, the one there, with a line more.
 
+    Several processes have the manifest of the first, each a folder of its own.
+
     Raises:
-        ValueError: the runs in the folder are not these; nothing is changed then.
+        ValueError: the runs in the folder are not these, or not those of another process; nothing is changed then.
     """
-    settings = prepared.settings
     now = json.loads(json.dumps(strict(_describe(prepared, command))))  # as it comes back from the file
+    require_alike({part: now[part] for part in SAME}, "manifest.json")
+    with together():
+        folder, manifest = _begin(prepared, now)
+    return folder, from_first(manifest)
+
+
+def _begin(prepared: Prepared, now: Manifest) -> tuple[RunFolder, Manifest]:
+    settings = prepared.settings
     folder = RunFolder(prepared.out, settings.overwrite, settings.resume)
     if folder.resumed:
         manifest = read_manifest(folder.path)

@@ -17,7 +17,7 @@ FLOORS = {
     "checkpoint": 6, "settings": 6, "run_folder": 6, "trackers": 6, "report": 6, "figures": 6, "doctor": 6,
     "console": 6, "problems": 6, "presets": 6, "studies": 6, "prepare": 6, "startup": 6, "experiment": 6,
     "refusal": 6, "planner": 6, "arguments": 6, "execution": 6, "interrupts": 6, "manifest": 6, "replay": 6,
-    "resume": 6, "preset_files": 6,
+    "resume": 6, "preset_files": 6, "processes": 6,
     "export": 6, "card": 6, "drawings": 6, "comparison": 6, "tables": 6, "page": 6, "commands": 6, "__main__": 6,
     "launchers": 6,
 }  # fmt: skip
@@ -26,7 +26,8 @@ BESIDE = {  # what a module may import on its own floor; all others import nothi
     "peft": {"models"}, "experiment": set(FLOORS),
     "execution": set(FLOORS) - {"experiment", "replay", "commands", "planner"},
     "planner": {"prepare", "execution", "console", "report"},
-    "replay": set(FLOORS) - {"commands"}, "manifest": {"arguments", "prepare", "problems", "resume", "run_folder"},
+    "replay": set(FLOORS) - {"commands"}, "processes": {"resume", "settings"},
+    "manifest": {"arguments", "prepare", "problems", "processes", "resume", "run_folder"},
     "resume": {"checkpoint", "settings", "run_folder"}, "problems": {"settings"}, "presets": {"settings"},
     "settings": {"startup", "trackers"}, "trackers": {"run_folder"},
     "arguments": {"settings", "preset_files", "run_folder"}, "preset_files": {"settings"},

@@ -13,6 +13,7 @@ EXAMPLES = """\
   jaxdfl run --preset mine.toml --seeds 0 1 2      settings from a file of your own (see `jaxdfl preset --help`)
   jaxdfl run --preset runs/first --rounds 300      the settings of a finished run, but for this one
   jaxdfl run --track tensorboard --out runs/first  shown by `tensorboard --logdir runs`, while it runs and after
+  jaxdfl run --preset paper --distributed          one of several processes that are one run (docs/howto/devices.md)
   jaxdfl run --preset paper                        RoBERTa-large on MNLI; needs a GPU and the hub
 """
 
