@@ -22,7 +22,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from jaxdfl import experiment, presets  # first: it splits the CPU, and hushes XLA
+from jaxdfl import experiment, planner, presets  # first: it splits the CPU, and hushes XLA
 from jaxdfl.data.batches import plan
 from jaxdfl.prepare import Run, prepare
 from jaxdfl.problems import seed_keys
@@ -83,8 +83,8 @@ def write_weights(folder: Path) -> None:
     (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
 
 
-def warm(asked: Settings, repeats: int) -> tuple[float, float]:
-    """Median seconds of the sweep and of the runs one by one."""
+def warm(asked: Settings, repeats: int) -> tuple[float, float, float]:
+    """Median seconds of the sweep and of the runs one by one, and the operations of either's matrix products."""
     import jax
 
     prepared = prepare(asked)
@@ -113,7 +113,7 @@ def warm(asked: Settings, repeats: int) -> tuple[float, float]:
     seconds(each[0])  # too
     times = [(seconds(ready), seconds(*each)) for _ in range(repeats)]
     together, alone = (median(column) for column in zip(*times, strict=True))
-    return together, alone
+    return together, alone, planner.work(prepared).operations
 
 
 def _plan(indices, these: range):
@@ -152,11 +152,13 @@ def main() -> None:
         if asked.problem == "text":
             write_weights(folder / "weights")
         runs = settings(asked.problem, folder / "weights")
-        together, alone = warm(replace(runs, out=str(folder / "warm")), asked.repeats)
+        together, alone, operations = warm(replace(runs, out=str(folder / "warm")), asked.repeats)
         steps = 12 * runs.rounds * runs.clients * runs.local_steps
         print(f"{asked.problem}, {os.cpu_count()} cores, 12 runs of {runs.clients} clients x {runs.rounds} rounds")
         print(f"warm   sweep {together:.2f} s, one by one {alone:.2f} s: {alone / together:.2f}x throughput", end="; ")
         print(f"{steps / together:,.0f} client-steps a second")
+        rates = (f"{operations / seconds / 1e9:.0f}" for seconds in (together, alone))
+        print("       GFLOP/s of matrix products in training: sweep {}, one by one {}".format(*rates))
         if not asked.no_cold:
             together, alone = cold(runs, folder)
             print(f"cold   one command {together:.1f} s, twelve {alone:.1f} s: {alone / together:.2f}x", flush=True)

@@ -99,20 +99,16 @@ def sweep(
     paces = pacing((every,) if isinstance(every, int) else every, len(cases), clients)
     mesh, method = mesh_for(len(cases), clients, devices), code(cases[0].method)
     frozen = spread(mesh, together([case.frozen for case in cases]), FROZEN)
-    state, examples = None, spread(mesh, examples, EVERYWHERE)
+    state, examples = laid_out(mesh, states), spread(mesh, examples, EVERYWHERE)
     conditions = _conditions(cases, keys, rounds)
     while done < rounds:
         these = range(done, min(rounds, *((done // pace + 1) * pace for pace in paces)))
         plans = {each: each(these) for each in {case.plan for case in cases}}
         plan = np.stack([plans[case.plan] for case in cases], axis=1)
-        if state is None:
-            state = laid_out(mesh, states)
         given = spread(mesh, (jnp.asarray(plan), conditions(these)), (ROUNDS_RUNS, ROUNDS_RUNS))
         state, infos = advance(method, mesh, frozen, state, examples, *given)
         infos, done = fetched(infos), these.stop
         states = apart(state, len(cases), clients)
-        if len(cases) == 1:  # it may be large: no second copy lies about while it is scored and saved
-            state = None
         stop(
             [Stop(done, {name: values[:, n] for name, values in infos.items()}, each) for n, each in enumerate(states)]
         )
