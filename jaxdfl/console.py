@@ -1,6 +1,6 @@
 """What a person sees of an experiment: the setup, the progress, the closing table; and the rows that record it."""
 
-import os
+import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -9,6 +9,7 @@ from typing import Any
 
 import jax.monitoring
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
@@ -20,8 +21,7 @@ from jaxdfl.trackers import Rows
 COUNTS = ("messages", "bytes")
 DIAGNOSTICS = ("disagreement_a", "disagreement_b", "disagreement_product", "disagreement_head", "cross_term")
 LOG_SECONDS = 60  # between lines of progress in a log file, where no bar can move
-# transformers, imported after this, would remark on stderr that PyTorch is absent; nothing here needs it.
-os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+LOG_WIDTH = 240  # characters of a line of the closing table there, at most
 OUT = Console(markup=False, highlight=False)  # paths and patterns may hold brackets
 
 
@@ -192,8 +192,13 @@ def warn(words: str) -> None:
 
 def show_summary(summary: report.Summary, folder: Path, compiling: float) -> None:
     """The closing table, and where the rest lies; `compiling` is in seconds."""
-    OUT.print(report.table(summary))
+    table, out = report.table(summary), OUT
+    if not (OUT.is_terminal or OUT.is_jupyter):  # a log has no edge
+        width = Measurement.get(OUT, OUT.options.update(max_width=LOG_WIDTH), table).maximum
+        out = Console(file=OUT.file, width=max(OUT.width, width), markup=False, highlight=False)
+    out.print(table)
     OUT.print(f"Compiling took {compiling:.0f} s in all. Rows, tables and figures: {folder}", soft_wrap=True)
+    OUT.print(f"As one page: jaxdfl report {shlex.quote(str(folder))} --out report", style="dim", soft_wrap=True)
 
 
 def show_study(words: str, folder: Path) -> None:

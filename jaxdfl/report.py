@@ -118,6 +118,8 @@ def table(summary: Summary) -> Table:
     """The summary for a terminal."""
     headers, lines = _cells(summary)
     made = Table(*headers, caption=". ".join(facts(summary)), caption_justify="left", box=box.SIMPLE, padding=0)
+    for column in made.columns:
+        column.overflow = "fold"  # a number is never cut
     for column in made.columns[:2]:  # topology and method
         column.no_wrap = True
     for above, line in zip([None, *lines], lines, strict=False):

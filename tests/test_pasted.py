@@ -4,6 +4,7 @@
 package index. `JAXDFL_DATA`, a folder as docs/howto/your_data.md lays it out, serves the lines that say DATA.
 """
 
+import json
 import os
 import re
 import shutil
@@ -56,6 +57,7 @@ SERVERS = {  # commands that serve until they are stopped -> where
     "tensorboard --logdir runs": "http://127.0.0.1:6006/",
     "mlflow ui": "http://127.0.0.1:5000/",
 }
+FIRST = {"benchmarks/README.md": "pip install torch==2.13.0"}  # page -> what it advises: here, a build for CPUs
 OUT = re.compile(r"(?:--out|--to) (\S+)")
 
 
@@ -166,6 +168,7 @@ def newcomer(tmp_path_factory):
 def test_a_page_works_as_printed(page, newcomer):
     newcomer.clones()
     newcomer.has()
+    assert newcomer.types(FIRST.get(page, "true")) == 0
     failed = [step.text for step in PAGES[page] if not works(step, newcomer)]
     if page.endswith(".md") and (program := python_in(ROOT / page)):
         (newcomer.copy / "pasted.py").write_text(program, encoding="utf-8")
@@ -188,3 +191,19 @@ def works(step: Step, newcomer: Newcomer) -> bool:
     if command in SERVERS:
         return newcomer.serves(command)
     return newcomer.types(command + " --dry-run" * (command in TOO_LONG)) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(0)
+def test_the_first_cells_of_every_notebook_install_jaxdfl_where_it_is_missing(tmp_path):
+    """As on Colab, but that the notebook lies in a copy of the repository: IPython is there, jaxdfl is not."""
+    person = Newcomer(tmp_path)
+    person.clones()
+    assert person.types("pip install ipython") == 0
+    failed = []
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        first = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"][:2]
+        (person.copy / "notebooks" / "first_cells.py").write_text("\n".join(first), encoding="utf-8")
+        failed += [] if person.types("cd notebooks && python first_cells.py") == 0 else [path.name]
+    assert failed == []
