@@ -190,15 +190,17 @@ def warn(words: str) -> None:
     OUT.print(f"warning: {words}", soft_wrap=True)
 
 
-def show_summary(summary: report.Summary, folder: Path, compiling: float) -> None:
-    """The closing table, and where the rest lies; `compiling` is in seconds."""
+def show_summary(summary: report.Summary, folder: Path | None, compiling: float) -> None:
+    """The closing table, and where the rest lies, if it stays; `compiling` is in seconds."""
     table, out = report.table(summary), OUT
     if not (OUT.is_terminal or OUT.is_jupyter):  # a log has no edge
         width = Measurement.get(OUT, OUT.options.update(max_width=LOG_WIDTH), table).maximum
         out = Console(file=OUT.file, width=max(OUT.width, width), markup=False, highlight=False)
     out.print(table)
-    OUT.print(f"Compiling took {compiling:.0f} s in all. Rows, tables and figures: {folder}", soft_wrap=True)
-    OUT.print(f"As one page: jaxdfl report {shlex.quote(str(folder))} --out report", style="dim", soft_wrap=True)
+    took = f"Compiling took {compiling:.0f} s in all."
+    OUT.print(f"{took} Rows, tables and figures: {folder}" if folder else took, soft_wrap=True)
+    if folder:
+        OUT.print(f"As one page: jaxdfl report {shlex.quote(str(folder))} --out report", style="dim", soft_wrap=True)
 
 
 def show_study(words: str, folder: Path) -> None:
