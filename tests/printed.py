@@ -74,7 +74,7 @@ def helps() -> Iterator[Step]:
 
 
 def pages() -> dict[str, list[Step]]:
-    """All steps, by the page that prints them; a step that a page repeats is there once."""
+    """All steps, by the page that prints them; one that a page repeats is there once. Some pages print Python alone."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     docs = [str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").rglob("*.md"))]
     names = [*FIRST, *re.findall(r"\]\((docs/\S+?\.md)\)", readme), *docs, "benchmarks/README.md", "CONTRIBUTING.md"]
@@ -82,7 +82,8 @@ def pages() -> dict[str, list[Step]]:
     found["the helps"] = list(helps())
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         found[str(path.relative_to(ROOT))] = list(notebook(path))
-    return {name: list(dict.fromkeys(steps)) for name, steps in found.items() if steps}
+    python = {name for name in names if python_in(ROOT / name)}
+    return {name: list(dict.fromkeys(steps)) for name, steps in found.items() if steps or name in python}
 
 
 def printed_commands(start: str) -> list[str]:
