@@ -22,8 +22,9 @@ import pytest
 from printed import ROOT, Step, pages, python_in
 
 PAGES = pages()
-MINUTES = 15  # for a command at most
-HUB, GPU, LONG = "weights and data from the hub", "gigabytes, for a GPU", "the suite itself; .ci/run runs this line"
+MINUTES = 30  # for a command at most
+HUB, GPU, CLUSTER = "weights and data from the hub", "gigabytes, for a GPU", "a cluster with GPUs"
+LONG = "the suite itself; .ci/run runs this line"
 MEASURED = "a measurement, long, and of a quiet machine; the page prints shorter ones"
 NOT_RUN = {  # command -> why; all others must end with exit code 0
     "python -m pytest": LONG,
@@ -37,6 +38,10 @@ NOT_RUN = {  # command -> why; all others must end with exit code 0
     "jaxdfl run --preset paper --dry-run": HUB,
     "jaxdfl run --preset paper --out runs/paper": HUB,
     "pip install -e '.[demo,cuda12]'": GPU,
+    "jaxdfl sweep --preset paper --rank 4 8 --launcher ray --ray-address auto --gpus 1 --out runs/paper_on_ray": CLUSTER,
+    "jaxdfl sweep --preset paper --rank 4 8 --launcher slurm --gpus 1 --minutes 240 --slurm partition=gpu "
+    "--out runs/slurm": CLUSTER,
+    "pip-audit": "asks pypi.org itself",
     "wandb login": "an account",
     "wandb sync runs/both/wandb/offline-run-*": "an account",
     "python -m benchmarks.rounds --data-dir DATA --out rounds.json": MEASURED,
@@ -111,6 +116,11 @@ class Newcomer:
         brought += "os.symlink(demo_weights(), 'my_model'); numpy.save('weights.npy', numpy.full((10, 10), 0.1))"
         assert self.types(f'python -c "{brought}"') == 0
 
+    def changed(self) -> str:
+        """What git says that differs from the commit."""
+        status = ["git", "-C", str(self.copy), "status", "--porcelain", "--untracked-files=all"]
+        return subprocess.run(status, capture_output=True, text=True, check=True).stdout
+
     def types(self, command: str) -> int:
         """The exit code; what it says and how long it took is printed."""
         print(f"\n$ {command}", flush=True)
@@ -168,12 +178,14 @@ def newcomer(tmp_path_factory):
 def test_a_page_works_as_printed(page, newcomer):
     newcomer.clones()
     newcomer.has()
+    before = newcomer.changed()
     assert page not in FIRST or newcomer.types(FIRST[page]) == 0
     failed = [step.text for step in PAGES[page] if not works(step, newcomer)]
     if page.endswith(".md") and (program := python_in(ROOT / page)):
-        (newcomer.copy / "pasted.py").write_text(program, encoding="utf-8")
-        failed += [] if newcomer.types("python pasted.py") == 0 else ["its Python"]
+        (newcomer.copy.parent / "pasted.py").write_text(program, encoding="utf-8")
+        failed += [] if newcomer.types("python ../pasted.py") == 0 else ["its Python"]
     assert failed == []
+    assert newcomer.changed() == before, "the copy would be called changed; see .gitignore"
 
 
 def works(step: Step, newcomer: Newcomer) -> bool:
