@@ -38,7 +38,7 @@ NOT_RUN = {  # command -> why; all others must end with exit code 0
     "jaxdfl run --preset paper --dry-run": HUB,
     "jaxdfl run --preset paper --out runs/paper": HUB,
     "pip install -e '.[demo,cuda12]'": GPU,
-    "jaxdfl sweep --preset paper --rank 4 8 --launcher ray --ray-address auto --gpus 1 --out runs/paper_on_ray": CLUSTER,
+    "jaxdfl sweep --preset paper --rank 4 8 --launcher ray --ray-address auto --gpus 1 --out runs/paper_ray": CLUSTER,
     "jaxdfl sweep --preset paper --rank 4 8 --launcher slurm --gpus 1 --minutes 240 --slurm partition=gpu "
     "--out runs/slurm": CLUSTER,
     "pip-audit": "asks pypi.org itself",
