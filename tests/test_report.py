@@ -113,6 +113,7 @@ def test_one_seed_has_no_spread_and_null_is_not_available(tmp_path):
     assert "One seed, so no spread" in text
     assert "| n/a |" in text
     assert "±" not in text
+    assert "vs local" not in text  # there is nothing beside it
 
 
 def test_csv_holds_every_quantity_at_full_precision(run, summary):
