@@ -86,8 +86,8 @@ def _text_facts(settings: Mapping[str, Any], model: Mapping[str, Any], data: Map
 
 
 @contextmanager
-def progress(rounds: int) -> Iterator[Callable[[str, int], None]]:
-    """Progress over the rounds of all runs; yields (what runs now, rounds more) -> None.
+def progress(rounds: int) -> Iterator[Callable[[str, int, int], None]]:
+    """Progress over the rounds of all runs; yields (what runs now, rounds more, runs as far as it) -> None.
 
     A bar on a terminal. In a log, a line now and then, and one at the end.
     """
@@ -96,14 +96,15 @@ def progress(rounds: int) -> Iterator[Callable[[str, int], None]]:
     with Progress(*columns, console=OUT, disable=not OUT.is_terminal) as bar:
         task = bar.add_task("", total=rounds, pace="")
 
-        def moved(what: str, more: int) -> None:
+        def moved(what: str, more: int, together: int) -> None:
             nonlocal said
             bar.update(task, advance=more, description=what)
             now, done = time.perf_counter(), bar.tasks[0].completed
             if not done:
                 return
-            rate = done / (now - began)
-            pace = f"{rate:.3g} rounds/s, {duration((rounds - done) / rate)} left"
+            reached = min(done + more * (together - 1), rounds)  # the others of a program are told at once
+            rate = reached / (now - began)
+            pace = f"{rate:.3g} rounds/s, {duration((rounds - reached) / rate)} left"
             bar.update(task, pace=pace)
             if not OUT.is_terminal and (now - said > LOG_SECONDS or done == rounds):
                 said = now
@@ -146,7 +147,7 @@ class Recorder:
         self,
         folder: RunFolder,
         run: Mapping[str, Any],
-        moved: Callable[[str, int], None],
+        moved: Callable[[str, int, int], None],
         tell: Callable[[Rows], None],
         together: int = 1,
     ):
@@ -155,7 +156,7 @@ class Recorder:
         self.totals: dict[str, int] = {name: sum(row[name] for row in rounds) for name in COUNTS}
         self.before = max((row["seconds"] for row in folder.rows("metrics.jsonl", run)), default=0.0)
         self.began = time.perf_counter()
-        moved(self.name, len(rounds))
+        moved(self.name, len(rounds), 1)
 
     @property
     def name(self) -> str:
@@ -182,7 +183,7 @@ class Recorder:
             self.folder.log_metrics(row)
             rows.append(("metrics", row))
         self.tell(rows)
-        self.moved(self.name, rounds)
+        self.moved(self.name, rounds, self.together)
 
 
 def warn(words: str) -> None:
@@ -207,3 +208,4 @@ def show_study(words: str, folder: Path) -> None:
     """Keeps what a study found beside its figures, and shows it."""
     (folder / "study.md").write_text(words, encoding="utf-8")
     OUT.print(words, soft_wrap=True)
+    OUT.print(f"This table: {folder / 'study.md'}; its figure: {folder / 'figures'}", soft_wrap=True)

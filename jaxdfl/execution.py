@@ -99,7 +99,7 @@ def _simulate(
     numbers: Sequence[int],
     advance: Advance,
     tracking: trackers.Tracking,
-    moved: Callable[[str, int], None],
+    moved: Callable[[str, int, int], None],
     asked: Callable[[], bool],
 ) -> None:
     """Runs that share a program, all at once. `numbers` are their places among all runs."""
