@@ -12,7 +12,7 @@ EXAMPLES = """\
   jaxdfl run --preset rotten_tomatoes --topologies ring "small_world:4:0.2" --clients 8
   jaxdfl run --methods "tad_lora:5+event_triggered:0.1+packet_loss:0.2" --out runs/composed
   jaxdfl run --preset mine.toml --seeds 0 1 2      settings from a file of your own (see `jaxdfl preset --help`)
-  jaxdfl run --track tensorboard --out runs/seen   shown by `tensorboard --logdir runs`, while it runs and after
+  jaxdfl run --track tensorboard --out runs/seen   shown by `tensorboard --logdir runs`; needs the extra of that name
   jaxdfl run --preset paper --distributed          one of several processes that are one run (docs/howto/devices.md)
   jaxdfl run --preset paper                        RoBERTa-large on MNLI; needs a GPU and the hub
 """
