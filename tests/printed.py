@@ -38,7 +38,8 @@ def markdown(text: str) -> Iterator[Step]:
         if part["language"] == "toml":
             yield Step(part["block"], re.findall(r"`([\w.]+\.toml)`", text[: part.start()])[-1])
         elif part["language"] == "bash":
-            yield from lines(part["block"])
+            together = re.search(r"^export |&$", part["block"], re.MULTILINE)  # lines that need one shell
+            yield from [Step(part["block"].strip())] if together else lines(part["block"])
         elif part["indented"]:
             yield from (step for step in lines(part["indented"]) if PROGRAM.match(step.text))
         elif part["inline"]:

@@ -41,9 +41,12 @@ NOT_RUN = {  # command -> why; all others must end with exit code 0
     "jaxdfl sweep --preset paper --rank 4 8 --launcher ray --ray-address auto --gpus 1 --out runs/paper_ray": CLUSTER,
     "jaxdfl sweep --preset paper --rank 4 8 --launcher slurm --gpus 1 --minutes 240 --slurm partition=gpu "
     "--out runs/slurm": CLUSTER,
+    "srun --nodes 2 jaxdfl run --preset paper --out runs/paper_nodes --distributed": CLUSTER,
+    "jaxdfl run --preset paper --distributed": CLUSTER,
+    "python -m pytest -m slow tests/reliability/test_processes.py": "part of `-m slow` as it is",
     "pip-audit": "asks pypi.org itself",
     "wandb login": "an account",
-    "wandb sync runs/both/wandb/offline-run-*": "an account",
+    "wandb sync runs/two_trackers/wandb/offline-run-*": "an account",
     "python -m benchmarks.rounds --data-dir DATA --out rounds.json": MEASURED,
     "BENCHMARK_FLOWER_PYTHON=flower/bin/python python -m benchmarks.rounds --data-dir DATA": MEASURED,
     "python -m benchmarks.rounds --data-dir DATA --repetitions 5 --systems jaxdfl jaxdfl_padded peft_loop "
