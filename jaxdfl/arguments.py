@@ -111,7 +111,9 @@ def from_manifest(manifest: Mapping[str, Any]) -> Settings:
 
 
 def _describe(presets: Mapping[str, Settings]) -> str:
-    lines = [f"  {name}: {p.weights}, {p.task}, {' '.join(p.topologies)}" for name, p in presets.items()]
+    lines = [
+        f"  {name}: task {p.task}, weights {p.weights}, on {' '.join(p.topologies)}" for name, p in presets.items()
+    ]
     return (
         (Settings.__doc__ or "")
         + "\n\nPresets (--preset NAME, or your own FILE.toml, or a run folder):\n"

@@ -1,6 +1,6 @@
 """What a person sees of an experiment: the setup, the progress, the closing table; and the rows that record it."""
 
-import os
+import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -9,6 +9,7 @@ from typing import Any
 
 import jax.monitoring
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
@@ -20,8 +21,7 @@ from jaxdfl.trackers import Rows
 COUNTS = ("messages", "bytes")
 DIAGNOSTICS = ("disagreement_a", "disagreement_b", "disagreement_product", "disagreement_head", "cross_term")
 LOG_SECONDS = 60  # between lines of progress in a log file, where no bar can move
-# transformers, imported after this, would remark on stderr that PyTorch is absent; nothing here needs it.
-os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+LOG_WIDTH = 240  # characters of a line of the closing table there, at most
 OUT = Console(markup=False, highlight=False)  # paths and patterns may hold brackets
 
 
@@ -86,8 +86,8 @@ def _text_facts(settings: Mapping[str, Any], model: Mapping[str, Any], data: Map
 
 
 @contextmanager
-def progress(rounds: int) -> Iterator[Callable[[str, int], None]]:
-    """Progress over the rounds of all runs; yields (what runs now, rounds more) -> None.
+def progress(rounds: int) -> Iterator[Callable[[str, int, int], None]]:
+    """Progress over the rounds of all runs; yields (what runs now, rounds more, runs as far as it) -> None.
 
     A bar on a terminal. In a log, a line now and then, and one at the end.
     """
@@ -96,14 +96,15 @@ def progress(rounds: int) -> Iterator[Callable[[str, int], None]]:
     with Progress(*columns, console=OUT, disable=not OUT.is_terminal) as bar:
         task = bar.add_task("", total=rounds, pace="")
 
-        def moved(what: str, more: int) -> None:
+        def moved(what: str, more: int, together: int) -> None:
             nonlocal said
             bar.update(task, advance=more, description=what)
             now, done = time.perf_counter(), bar.tasks[0].completed
             if not done:
                 return
-            rate = done / (now - began)
-            pace = f"{rate:.3g} rounds/s, {duration((rounds - done) / rate)} left"
+            reached = min(done + more * (together - 1), rounds)  # the others of a program are told at once
+            rate = reached / (now - began)
+            pace = f"{rate:.3g} rounds/s, {duration((rounds - reached) / rate)} left"
             bar.update(task, pace=pace)
             if not OUT.is_terminal and (now - said > LOG_SECONDS or done == rounds):
                 said = now
@@ -146,7 +147,7 @@ class Recorder:
         self,
         folder: RunFolder,
         run: Mapping[str, Any],
-        moved: Callable[[str, int], None],
+        moved: Callable[[str, int, int], None],
         tell: Callable[[Rows], None],
         together: int = 1,
     ):
@@ -155,7 +156,7 @@ class Recorder:
         self.totals: dict[str, int] = {name: sum(row[name] for row in rounds) for name in COUNTS}
         self.before = max((row["seconds"] for row in folder.rows("metrics.jsonl", run)), default=0.0)
         self.began = time.perf_counter()
-        moved(self.name, len(rounds))
+        moved(self.name, len(rounds), 1)
 
     @property
     def name(self) -> str:
@@ -182,7 +183,7 @@ class Recorder:
             self.folder.log_metrics(row)
             rows.append(("metrics", row))
         self.tell(rows)
-        self.moved(self.name, rounds)
+        self.moved(self.name, rounds, self.together)
 
 
 def warn(words: str) -> None:
@@ -190,13 +191,21 @@ def warn(words: str) -> None:
     OUT.print(f"warning: {words}", soft_wrap=True)
 
 
-def show_summary(summary: report.Summary, folder: Path, compiling: float) -> None:
-    """The closing table, and where the rest lies; `compiling` is in seconds."""
-    OUT.print(report.table(summary))
-    OUT.print(f"Compiling took {compiling:.0f} s in all. Rows, tables and figures: {folder}", soft_wrap=True)
+def show_summary(summary: report.Summary, folder: Path | None, compiling: float) -> None:
+    """The closing table, and where the rest lies, if it stays; `compiling` is in seconds."""
+    table, out = report.table(summary), OUT
+    if not (OUT.is_terminal or OUT.is_jupyter):  # a log has no edge
+        width = Measurement.get(OUT, OUT.options.update(max_width=LOG_WIDTH), table).maximum
+        out = Console(file=OUT.file, width=max(OUT.width, width), markup=False, highlight=False)
+    out.print(table)
+    took = f"Compiling took {compiling:.0f} s in all."
+    OUT.print(f"{took} Rows, tables and figures: {folder}" if folder else took, soft_wrap=True)
+    if folder:
+        OUT.print(f"As one page: jaxdfl report {shlex.quote(str(folder))} --out report", style="dim", soft_wrap=True)
 
 
 def show_study(words: str, folder: Path) -> None:
     """Keeps what a study found beside its figures, and shows it."""
     (folder / "study.md").write_text(words, encoding="utf-8")
     OUT.print(words, soft_wrap=True)
+    OUT.print(f"This table: {folder / 'study.md'}; its figure: {folder / 'figures'}", soft_wrap=True)

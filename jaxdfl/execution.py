@@ -57,8 +57,10 @@ def cases_of(prepared: Prepared, runs: Sequence[Run]) -> tuple[list[Case], list[
     return cases, states, [starts[key] for key in given]
 
 
-def execute(prepared: Prepared, folder: RunFolder, manifest: Manifest) -> int:
+def execute(prepared: Prepared, folder: RunFolder, manifest: Manifest, kept: bool = True) -> int:
     """Simulates every run, or what is left of it, records it in the run folder, and prints the table.
+
+    Where the folder is not kept, a person is not sent there.
 
     Returns 0, `NOT_FINITE`, or `STOPPED` where a signal asked for it.
 
@@ -86,7 +88,7 @@ def execute(prepared: Prepared, folder: RunFolder, manifest: Manifest) -> int:
                 tracking.close()
         stopped = asked()
         if (folder.path / "metrics.jsonl").exists():
-            console.show_summary(report.summarize(folder.path), folder.path, compiled())
+            console.show_summary(report.summarize(folder.path), folder.path if kept else None, compiled())
         return STOPPED if stopped else NOT_FINITE if manifest["stopped"] else 0
 
 
@@ -97,7 +99,7 @@ def _simulate(
     numbers: Sequence[int],
     advance: Advance,
     tracking: trackers.Tracking,
-    moved: Callable[[str, int], None],
+    moved: Callable[[str, int, int], None],
     asked: Callable[[], bool],
 ) -> None:
     """Runs that share a program, all at once. `numbers` are their places among all runs."""

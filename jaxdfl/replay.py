@@ -53,7 +53,7 @@ def replay(folder: Path, out: Path | None = None) -> tuple[str | None, list[str]
         with precision(settings.dtype):
             prepared = prepare(settings)
             run, manifest = begin(prepared, before["command"])
-            execute(prepared, run, manifest)
+            execute(prepared, run, manifest, kept=out is not None)
         return (
             next(filter(None, (_parts(before, manifest), *(_rows(folder, run.path, name) for name in BY_ROUND))), None),
             _environments(before, manifest),

@@ -118,6 +118,8 @@ def table(summary: Summary) -> Table:
     """The summary for a terminal."""
     headers, lines = _cells(summary)
     made = Table(*headers, caption=". ".join(facts(summary)), caption_justify="left", box=box.SIMPLE, padding=0)
+    for column in made.columns:
+        column.overflow = "fold"  # a number is never cut
     for column in made.columns[:2]:  # topology and method
         column.no_wrap = True
     for above, line in zip([None, *lines], lines, strict=False):
@@ -191,12 +193,14 @@ def facts(summary: Summary) -> list[str]:
         chance, worst = 100 * (summary.chance or 0.0), "lowest accuracy"
         judged = f"{data['classes']} classes; chance level {chance:.1f} %"
         unit = ", in percentage points"
+    versus = f"vs {summary.baseline}: difference in {score.name} within each seed{unit}"
     return [
         f"Model: {model['name']}",
         f"Data: {data['task']} from {data['source']}, {judged}",
         *(each["note"].rstrip(".") for each in (model, data) if each.get("note")),
-        f"{spread}, {when}; worst client: the {worst} among the clients",
-        f"vs {summary.baseline}: difference in {score.name} within each seed{unit}",
+        f"{spread}, {when}; worst client: the {worst} among the clients; average model: mean A "
+        "and mean B of all clients",
+        *([versus] if any(line.gain for line in summary.lines) else []),
     ]
 
 

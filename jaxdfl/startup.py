@@ -1,4 +1,7 @@
-"""What a process asks of JAX before it computes: a device for each core, and a place to keep compiled programs."""
+"""What a process asks of JAX before it computes: a device for each core, and a place to keep compiled programs.
+
+And of the libraries beside it, that they say nothing where an error of ours says it in one line.
+"""
 
 import ctypes
 import os
@@ -13,6 +16,11 @@ from typing import Any
 LOUD = "jax" in sys.modules and os.environ.get("TF_CPP_MIN_LOG_LEVEL") != "3"
 if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":  # what jax itself sets it to, here or in a parent process
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+
+# transformers, imported after this, would remark that PyTorch is absent; the hub's client, of each of six tries, that
+# there is no network.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+os.environ.setdefault("HF_HUB_VERBOSITY", "error")
 
 import jax  # noqa: E402
 from jax.experimental.compilation_cache.compilation_cache import reset_cache  # noqa: E402

@@ -28,7 +28,7 @@ import subprocess
 import sys
 from importlib.metadata import version
 
-WHERE = "..[demo]"  # the repository that this notebook lies in; on Colab "jaxdfl[demo] @ git+" and its address
+WHERE = "..[demo]"  # the repository around notebooks/; on Colab "jaxdfl[demo] @ git+https://HOST/OWNER/jaxdfl"
 if importlib.util.find_spec("jaxdfl") is None:
     kept = [f"{name}=={version(name)}" for name in ("jax", "jaxlib") if importlib.util.find_spec(name)]
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", WHERE, *kept], check=True)
@@ -76,7 +76,7 @@ display(Image(out / "network.png", width=640))
 #
 # Methods x networks x seeds: all of them are one compiled program where they can be. The same from a shell:
 #
-#     jaxdfl run --preset bilinear --methods local dec_lora ffa_lora tad_lora:3 --topologies erdos_renyi:0.1 ring ...
+#     jaxdfl run --preset bilinear --methods local dec_lora ffa_lora tad_lora:3 --topologies erdos_renyi:0.1 ring
 
 # %%
 asked = ["--preset", "bilinear", "--methods", "local", "dec_lora", "ffa_lora", "tad_lora:3"]

@@ -27,7 +27,7 @@ import subprocess
 import sys
 from importlib.metadata import version
 
-WHERE = "..[demo]"  # the repository that this notebook lies in; on Colab "jaxdfl[demo] @ git+" and its address
+WHERE = "..[demo]"  # the repository around notebooks/; on Colab "jaxdfl[demo] @ git+https://HOST/OWNER/jaxdfl"
 if importlib.util.find_spec("jaxdfl") is None:
     kept = [f"{name}=={version(name)}" for name in ("jax", "jaxlib") if importlib.util.find_spec(name)]
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", WHERE, *kept], check=True)
@@ -181,5 +181,6 @@ display(Markdown(studies.table("Error", ["topology", *METHODS], rows, "In bracke
 #
 # The same from a shell, with a run folder and a report; `--no-sweep` runs one after the other:
 #
-#     jaxdfl run --preset bilinear --methods dec_lora rolora tad_lora:1 tad_lora:5 --topologies gap:0.5 gap:0.1 ring ...
-#     jaxdfl report runs/... --out report
+#     jaxdfl run --preset bilinear --methods dec_lora rolora tad_lora:1 tad_lora:5 \
+#         --topologies gap:0.5 gap:0.1 ring --out runs/gaps
+#     jaxdfl report runs/gaps --out report

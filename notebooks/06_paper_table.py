@@ -28,7 +28,7 @@ import subprocess
 import sys
 from importlib.metadata import version
 
-WHERE = "..[demo]"  # the repository that this notebook lies in; on Colab "jaxdfl[demo] @ git+" and its address
+WHERE = "..[demo]"  # the repository around notebooks/; on Colab "jaxdfl[demo] @ git+https://HOST/OWNER/jaxdfl"
 if importlib.util.find_spec("jaxdfl") is None:
     kept = [f"{name}=={version(name)}" for name in ("jax", "jaxlib") if importlib.util.find_spec(name)]
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", WHERE, *kept], check=True)

@@ -67,7 +67,7 @@ def test_a_long_name_of_a_topology_is_folded_and_never_cut(screen):
 def test_progress_in_a_log_is_one_line_at_the_end_where_rounds_are_quick(screen):
     with console.progress(500) as moved:
         for _ in range(500):
-            moved("dec_lora on ring, seed 0", 1)
+            moved("dec_lora on ring, seed 0", 1, 1)
     lines = screen.getvalue().splitlines()
     assert len([line for line in lines if line.strip()]) == 1
     assert lines[0].startswith("500 of 500 rounds, ")
@@ -79,9 +79,17 @@ def test_progress_in_a_log_is_a_line_a_minute_where_rounds_are_slow(screen, monk
     monkeypatch.setattr(console.time, "perf_counter", lambda: float(next(clock)))
     with console.progress(100) as moved:
         for _ in range(12):
-            moved("dec_lora on ring, seed 0", 1)
+            moved("dec_lora on ring, seed 0", 1, 1)
     assert len(screen.getvalue().splitlines()) == 4  # of 300 seconds
     assert "3 of 100 rounds, 0.04 rounds/s, 40 min left" in screen.getvalue()
+
+
+def test_the_first_of_many_runs_in_one_program_speaks_for_all(screen, monkeypatch):
+    clock = iter([0.0, 100.0])
+    monkeypatch.setattr(console.time, "perf_counter", lambda: float(next(clock)))
+    with console.progress(1000) as moved:
+        moved("dec_lora on ring, seed 0", 5, 100)
+    assert "5 of 1000 rounds, 5 rounds/s, 2 min left" in screen.getvalue()
 
 
 @pytest.mark.parametrize(("seconds", "words"), [(0.4, "0 s"), (89.0, "89 s"), (600.0, "10 min"), (5e4, "13.9 h")])

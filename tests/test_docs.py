@@ -6,20 +6,13 @@ import subprocess
 import sys
 from collections import Counter
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
+from printed import ROOT, python_in
 
-ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md", *sorted(DOCS.rglob("*.md"))]
 WITHOUT = {"jaxdfl", "jaxdfl.__main__", "jaxdfl.launchers.__main__"}  # nothing to look up; commands have their help
-
-
-def python_in(path):
-    """Its blocks of Python as one program; a block that shows a file of the package is none."""
-    blocks = re.findall(r"^```python\n(.*?)^```", path.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
-    return "\n".join(block for block in blocks if "--8<--" not in block)
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -4,12 +4,14 @@ import csv
 import io
 import math
 import random
+from pathlib import Path
 
 import matplotlib
 import numpy as np
 import pytest
 from rich.console import Console
 
+from jaxdfl.console import show_summary
 from jaxdfl.report import summarize, table
 from jaxdfl.run_folder import RunFolder
 
@@ -111,6 +113,7 @@ def test_one_seed_has_no_spread_and_null_is_not_available(tmp_path):
     assert "One seed, so no spread" in text
     assert "| n/a |" in text
     assert "±" not in text
+    assert "vs local" not in text  # there is nothing beside it
 
 
 def test_csv_holds_every_quantity_at_full_precision(run, summary):
@@ -140,6 +143,22 @@ def test_terminal_table_shows_the_same_cells(summary):
     text = console.export_text()
     assert text.count("tad_lora") == len(TOPOLOGIES)
     assert "chance level 33.3 %" in text
+
+
+def test_a_narrow_terminal_cuts_no_number(summary):
+    console = Console(width=60, record=True, file=io.StringIO())
+    console.print(table(summary))
+    assert "…" not in console.export_text()
+
+
+def test_a_log_holds_each_line_of_the_table_whole_and_says_what_makes_a_page(summary, monkeypatch):
+    wide, log = Console(width=300, record=True, file=io.StringIO()), Console(width=60, file=io.StringIO())
+    wide.print(table(summary))
+    monkeypatch.setattr("jaxdfl.console.OUT", log)
+    show_summary(summary, Path("runs/a b"), 3.0)
+    lines = [line.split() for line in log.file.getvalue().splitlines()]
+    assert next(line.split() for line in wide.export_text().splitlines() if "tad_lora" in line) in lines
+    assert "jaxdfl report 'runs/a b' --out report" in log.file.getvalue()
 
 
 @pytest.mark.parametrize("name", ["accuracy", "cross_term", "disagreement"])

@@ -55,7 +55,7 @@ def test_help_prints_options_and_presets_and_ends_well(capsys):
     assert not stop.value.code
     said = capsys.readouterr().out
     assert "--local-steps" in said
-    assert "other: demo, sst2, ring" in said
+    assert "other: task sst2, weights demo, on ring" in said
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from jaxdfl.presets import PRESETS
 
 EXAMPLES = """\
   jaxdfl preset runs/first > mine.toml            what a run was run with
-  jaxdfl preset minilm --rounds 50 > mine.toml    a preset, with changes: any options of `jaxdfl run`
+  jaxdfl preset minilm --rounds 50 > longer.toml  a preset, with changes: any options of `jaxdfl run`
   jaxdfl run --preset mine.toml --seeds 0 1 2     the command line replaces what the file says
 """
 ABOUT = f"""\

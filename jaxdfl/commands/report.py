@@ -7,8 +7,8 @@ from jaxdfl.commands.parser import Parser, one_line
 
 EXAMPLES = """\
   jaxdfl report runs/first --out report                            open report/report.html
-  jaxdfl report runs/seed0 runs/seed1 runs/seed2 --out report      runs of one comparison, made apart
-  jaxdfl report runs/first --baseline tad_lora:1 --out report      what others are measured against
+  jaxdfl report runs/periods runs/more --out report                runs of one comparison, made apart
+  jaxdfl report runs/periods --baseline tad_lora:1 --out report    what others are measured against
 """
 ABOUT = (
     "Finished runs as one self-contained page (report.html), tables.md, tables.tex, and figures/ as PDF and PNG. Runs "

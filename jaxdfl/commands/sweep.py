@@ -30,8 +30,8 @@ Runs every combination. DIR gets a run folder for each, and sweep.csv with the l
 examples:
   jaxdfl sweep --preset bilinear --rank 2 4 8 --local-steps 1 5 --seeds 0 1 2 --out runs/ranks
   jaxdfl sweep --partition iid paper dirichlet:0.5 --methods dec_lora tad_lora --out runs/skew
-  jaxdfl sweep --preset bilinear --rank 2 4 8 --launcher ray --workers 2 --out runs/ranks
-  jaxdfl sweep --preset paper --rank 4 8 --launcher slurm --gpus 1 --minutes 240 --slurm partition=gpu --out runs/paper
+  jaxdfl sweep --preset bilinear --rank 2 4 8 --launcher ray --workers 2 --out runs/on_ray
+  jaxdfl sweep --preset paper --rank 4 8 --launcher slurm --gpus 1 --minutes 240 --slurm partition=gpu --out runs/slurm
 
 where the points run:
   --launcher local|ray|slurm  here, one after another (the default); or on workers of a cluster, each in a process of

@@ -1,12 +1,14 @@
 """Whatever is wrong with what a person gives: one line on stderr, exit code 2, and no file is changed.
 
-Every class below is a way in; hypothesis draws what is given. docs/reliability.md counts them.
+Every class below is a way in; hypothesis draws what is given. docs/reliability.md counts them, and is held to it.
 """
 
 import json
 import pickle
+import re
 import shutil
 import struct
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,8 +36,11 @@ def everything(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
+GIVEN = Counter()  # test -> how often something bad was given and refused
+
+
 @pytest.fixture
-def refused(capsys):
+def refused(capsys, request):
     """(call, a folder to watch) -> the one line that it was refused with."""
 
     def check(call, folder: Path) -> str:
@@ -49,6 +54,7 @@ def refused(capsys):
         assert "Traceback" not in said
         assert len(said) < 1500
         assert everything(folder) == before
+        GIVEN[request.node.originalname] += 1
         return said
 
     return check
@@ -356,3 +362,31 @@ class TestRunFolders:
         path.write_bytes(b"\n".join(lines) + b"\n")
         shutil.rmtree(folder / "checkpoints")  # so that there is something left to do
         refused(lambda: experiment.main({"small": small}, ["--out", str(folder), "--resume"]), folder)
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
+ROWS = (  # of its table of bad input, the tests behind each
+    ("test_counts", "test_positive_numbers", "test_shares"),
+    ("test_names", "test_options", "test_commands"),
+    ("test_preset_files",),
+    ("test_partitions", "test_topologies", "test_methods"),
+    ("test_matrices_that_mix_nothing_right",),
+    ("test_files_that_are_no_matrices", "test_an_array_of_objects_is_not_unpickled"),
+    ("test_sentences",),
+    ("test_folders_and_links_that_lead_nowhere",),
+    ("test_checkpoints",),
+    ("test_manifests",),
+    ("test_rows",),
+)
+
+
+def test_the_page_counts_what_was_given():
+    """Stands last: it counts what the tests above have done."""
+    if left_out := {name for row in ROWS for name in row} - GIVEN.keys():
+        pytest.skip(f"not all were run: {', '.join(sorted(left_out))}")
+    section = PAGE.read_text(encoding="utf-8").partition("## Bad input\n")[2].partition("\n## ")[0]
+    assert [int(count) for count in re.findall(r"\| (\d+) \|$", section, re.MULTILINE)] == [
+        sum(GIVEN[name] for name in row) for row in ROWS
+    ]
+    assert re.findall(r"(\d+) in all", section) == [str(sum(GIVEN.values()))]
+    assert set(GIVEN) == {name for row in ROWS for name in row}
