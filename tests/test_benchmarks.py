@@ -252,8 +252,13 @@ def test_turns_leave_out_what_follows_the_stop(monkeypatch):
 def test_scaling_measures_every_point_that_it_shows(tmp_path):
     """In processes of their own; generated pairs, few clients."""
     out = tmp_path / "scaling.json"
-    command = [sys.executable, "-m", "benchmarks.scaling", "--axes", "clients", "--quick", "--rounds", "2"]
+    command = [sys.executable, "-m", "benchmarks.scaling", "--axes", "clients", "runs", "--quick", "--stretches", "2"]
     subprocess.run([*command, "--out", str(out)], check=True, cwd=Path(__file__).parents[1])
     points = json.loads(out.read_text())["points"]
-    assert [point["size"] for point in points] == [2, 4]
+    assert [(point["axis"], point["size"]) for point in points] == [
+        ("clients", 2),
+        ("clients", 4),
+        ("runs", 1),
+        ("runs", 2),
+    ]
     assert all(point["client-step ms"] > 0 for point in points)
