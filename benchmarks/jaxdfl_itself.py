@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxdfl.startup import return_freed_memory, split_cpu  # isort: skip (it comes before jax)
+from jaxdfl.startup import split_cpu  # isort: skip (it comes before jax)
 
 import jax
 import numpy as np
@@ -31,7 +31,6 @@ from jaxdfl.simulate.operations import matrix_products
 
 def run(folder: Path, turn: Turn, more: Sequence[str] = ()) -> Result:
     """`more` are further options on jaxdfl's command line."""
-    return_freed_memory()
     split_cpu(None)
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "run"

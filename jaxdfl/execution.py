@@ -23,7 +23,9 @@ from jaxdfl.simulate.finite import first_bad_round, trace
 from jaxdfl.simulate.program import Advance, code, make_advance
 from jaxdfl.simulate.rounds import SimState, measure
 from jaxdfl.simulate.sweep import Case, Stop, sweep
+from jaxdfl.startup import return_freed_memory
 
+LARGE = 2**25  # bytes of adapters, from which on memory is worth the milliseconds that it takes to return it
 DRIFT = 1e-4  # of the clients' mean in one round: a hundred times the rounding of large blocks
 _measure = jax.jit(measure, static_argnums=0)
 
@@ -163,6 +165,8 @@ def _simulate(
         if round > 0:
             folder.sync()
             keep(round, [stop.state for stop in stops], now=stopping)
+        if sum(leaf.nbytes for leaf in jax.tree.leaves([state.blocks for state in good])) >= LARGE:
+            return_freed_memory()  # the states before these, among others
         if stopping or len(ended) == len(runs):
             raise _Enough
 

@@ -3,7 +3,7 @@
 `experiments/*.py` call `main` with their presets. A run is one method on one topology with one seed.
 """
 
-from jaxdfl.startup import precision, programs_kept, return_freed_memory, split_cpu  # isort: skip (it comes before jax)
+from jaxdfl.startup import precision, programs_kept, split_cpu  # isort: skip (it comes before jax)
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -50,7 +50,6 @@ def main(
             settings_alike(settings)
     except (ValueError, Elsewhere) as error:
         return refuse(error)
-    return_freed_memory()
     with programs_kept(settings.compilation_cache), precision(settings.dtype), ExitStack() as scratch:
         try:
             if not is_first():

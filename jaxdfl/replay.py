@@ -12,7 +12,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from jaxdfl.startup import precision, return_freed_memory, split_cpu  # isort: skip (it comes before jax)
+from jaxdfl.startup import precision, split_cpu  # isort: skip (it comes before jax)
 
 from jaxdfl.arguments import from_manifest
 from jaxdfl.execution import execute
@@ -37,7 +37,6 @@ def replay(folder: Path, out: Path | None = None) -> tuple[str | None, list[str]
     """
     before = read_manifest(folder)
     settings = from_manifest(before)
-    return_freed_memory()
     split_cpu(settings.cpu_devices if settings.sweep else 1)
     scratch = Path(tempfile.mkdtemp(prefix="jaxdfl-replay-"))
     try:

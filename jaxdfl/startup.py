@@ -27,7 +27,6 @@ from jax.experimental.compilation_cache.compilation_cache import reset_cache  # 
 
 MOST_DEVICES = 8  # each holds the frozen weights
 WORTH_KEEPING = 0.1  # seconds of compilation
-MMAP_THRESHOLD, LARGE = -3, 2**20  # mallopt's name for it, and the bytes from which a block is large
 
 
 def split_cpu(devices: int | None) -> None:
@@ -42,14 +41,12 @@ def split_cpu(devices: int | None) -> None:
 
 
 def return_freed_memory() -> None:
-    """Has glibc give large blocks back to the system once they are free; elsewhere nothing happens.
+    """Has glibc give back to the system what is free by now; elsewhere nothing happens.
 
-    By itself it keeps blocks of up to 32 MiB for later, and the leaves of stacked states fit no later ones: of 400
-    clients, 0.35 GB each time, the peak was 3.1 GB then, and is 2.2 GB. MALLOC_MMAP_THRESHOLD_, where set, stays.
+    By itself it keeps blocks of up to 32 MiB for later, and the leaves of stacked states fit no later ones.
     """
-    if "MALLOC_MMAP_THRESHOLD_" not in os.environ:
-        with suppress(OSError, AttributeError, TypeError):  # no glibc: no mallopt, or no library of that kind at all
-            ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, LARGE)
+    with suppress(OSError, AttributeError, TypeError):  # no glibc: no such function, or no library of that kind at all
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @contextmanager

@@ -27,12 +27,13 @@ import numpy
 from jaxdfl.startup import return_freed_memory
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096
-return_freed_memory()
-for _ in range(2):  # glibc takes its blocks from what it keeps only once one such has been freed
+for _ in range(2):  # glibc keeps what is freed only once such blocks have been freed before
     blocks = [numpy.ones(2**19) for _ in range(20)]  # of 4 MiB
     before = resident()
     del blocks[::2]
-    print(before - resident())
+    kept = resident()
+    return_freed_memory()
+    print(before - kept, kept - resident())
     del blocks
 """
 
@@ -50,13 +51,11 @@ def test_programs_are_kept_in_the_users_cache_folder_and_used_again_without_a_wo
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc")
-@pytest.mark.parametrize(("threshold", "returned"), [(None, 10 * 2**22), (2**30, 0)])
-def test_what_is_freed_goes_back_to_the_system_unless_the_user_has_said_otherwise(threshold, returned):
-    world = {name: value for name, value in os.environ.items() if name != "MALLOC_MMAP_THRESHOLD_"}
-    if threshold:
-        world["MALLOC_MMAP_THRESHOLD_"] = str(threshold)
-    done = subprocess.run([sys.executable, "-c", FREES], env={**world, "PYTHONPATH": str(ROOT)}, capture_output=True)
-    assert int(done.stdout.split()[1]) == pytest.approx(returned, abs=2**20), done.stderr
+def test_what_is_free_goes_back_to_the_system():
+    world = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", FREES], env=world, capture_output=True, text=True)
+    by_itself, asked = map(int, done.stdout.splitlines()[1].split())
+    assert by_itself < 2**22 < 9 * 2**22 < asked, done.stderr
 
 
 def test_a_folder_that_cannot_be_made_is_done_without(tmp_path, monkeypatch):
