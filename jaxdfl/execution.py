@@ -161,12 +161,12 @@ def _simulate(
                 scored = evaluates(settings, round)
                 scores = problem.scores(starts[number], method, stop.state) if scored else None
                 records[number](stop, scores and {**scores, **_measured(method, stop)})
+        if sum(leaf.nbytes for leaf in jax.tree.leaves([state.blocks for state in good])) >= LARGE:
+            return_freed_memory()  # the states before these, among others
         stopping = asked()
         if round > 0:
             folder.sync()
             keep(round, [stop.state for stop in stops], now=stopping)
-        if sum(leaf.nbytes for leaf in jax.tree.leaves([state.blocks for state in good])) >= LARGE:
-            return_freed_memory()  # the states before these, among others
         if stopping or len(ended) == len(runs):
             raise _Enough
 

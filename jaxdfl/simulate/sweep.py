@@ -109,6 +109,8 @@ def sweep(
         state, infos = advance(method, mesh, frozen, state, examples, *given)
         infos, done = fetched(infos), these.stop
         states = apart(state, len(cases), clients)
+        if done == rounds:
+            del state  # no second copy lies about while the last ones are scored and saved
         stop(
             [Stop(done, {name: values[:, n] for name, values in infos.items()}, each) for n, each in enumerate(states)]
         )
