@@ -52,7 +52,9 @@ NOT_RUN = {  # command -> why; all others must end with exit code 0
     "python -m benchmarks.rounds --data-dir DATA --repetitions 5 --systems jaxdfl jaxdfl_padded peft_loop "
     "peft_loop_padded jax_loop torch_stacked": MEASURED,
     "python -m benchmarks.scaling --data-dir DATA --out scaling.json": MEASURED,
-    "python -m benchmarks.scaling --data-dir DATA --axes clients --rounds 3": MEASURED,
+    "python -m benchmarks.scaling --data-dir DATA --axes clients --rounds 2 --stretches 3": MEASURED,
+    "BENCHMARK_FLOWER_PYTHON=flower/bin/python python -m benchmarks.rounds --data-dir DATA --repetitions 4 --systems "
+    "jaxdfl peft_loop peft_loop_padded flower": MEASURED,
 }
 MINILM = "python experiments/mnli.py --preset minilm --data-dir DATA"
 TOO_LONG = {  # command -> the operations that `--dry-run`, which is put behind it, says: 1e15 are about an hour
