@@ -45,6 +45,8 @@ class Options:
 
     federation: Federation = field(default_factory=lambda: Federation(clients=8, batch_size=4, max_length=32))
     axes: tuple[str, ...] = tuple(SIZES)
+    sizes: tuple[int, ...] = ()
+    """In place of the usual ones, along every axis asked for."""
     stretches: int = 4
     """From one stop, where clients are scored, to the next. The first compiles."""
     rounds: int = 1
@@ -68,7 +70,9 @@ def main() -> int:
         "options": asdict(options), "machine": record.machine(), "packages": record.packages(), "points": [],
     }  # fmt: skip
     for axis in options.axes:
-        for size, measured in _measured(options, axis, (QUICK if options.quick else SIZES)[axis]).items():
+        for size, measured in _measured(
+            options, axis, options.sizes or (QUICK if options.quick else SIZES)[axis]
+        ).items():
             point = {"axis": axis, "size": size, **measured}
             found["points"].append(point)
             print(", ".join(f"{key} {value}" for key, value in point.items()), flush=True)

@@ -53,6 +53,7 @@ NOT_RUN = {  # command -> why; all others must end with exit code 0
     "peft_loop_padded jax_loop torch_stacked": MEASURED,
     "python -m benchmarks.scaling --data-dir DATA --out scaling.json": MEASURED,
     "python -m benchmarks.scaling --data-dir DATA --axes clients --rounds 2 --stretches 3": MEASURED,
+    "python -m benchmarks.scaling --data-dir DATA --axes clients --sizes 4 16 64 --rounds 10 --stretches 3": MEASURED,
     "BENCHMARK_FLOWER_PYTHON=flower/bin/python python -m benchmarks.rounds --data-dir DATA --repetitions 4 --systems "
     "jaxdfl peft_loop peft_loop_padded flower": MEASURED,
 }
