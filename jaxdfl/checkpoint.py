@@ -8,7 +8,6 @@ or an array without entries, neither of which it can store, needs no special cas
       sha256.json    of every file in it; a checkpoint that does not match is never restored
 """
 
-import hashlib
 import json
 import os
 import re
@@ -21,6 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import Array
+
+from jaxdfl.models.sources import sha256
+from jaxdfl.trees import is_key, on_words
 
 Tree = Any
 STATE, SEAL = "state", "sha256.json"
@@ -141,12 +143,7 @@ def _checkpointer() -> ocp.Checkpointer:
 def _hashes(folder: Path) -> dict[str, str]:
     """SHA-256 of every file, by path in the folder."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): _hash(path) for path in files}
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return {path.relative_to(folder).as_posix(): sha256(path) for path in files}
 
 
 def _flush(folder: Path) -> None:
@@ -162,19 +159,14 @@ def _flush(folder: Path) -> None:
 def _arrays(state: Tree) -> dict[str, Array]:
     """Leaf name -> array, without those that have no entries; a typed key as its raw words."""
     leaves = {_name(where): leaf for where, leaf in jax.tree_util.tree_leaves_with_path(state)}
-    arrays = {name: jax.random.key_data(leaf) if _is_key(leaf) else leaf for name, leaf in leaves.items() if leaf.size}
+    arrays = {name: jax.random.key_data(leaf) if is_key(leaf) else leaf for name, leaf in leaves.items() if leaf.size}
     # Among several processes Orbax takes an array of JAX for theirs together
     return arrays if jax.process_count() == 1 else jax.tree.map(np.asarray, arrays)
 
 
 def _as(leaf: Array, array: Array) -> Array:
     """The array as JAX has it; as a typed key where the leaf is one."""
-    array = jnp.asarray(array)
-    return jax.random.wrap_key_data(array, impl=jax.random.key_impl(leaf)) if _is_key(leaf) else array
-
-
-def _is_key(leaf: Array) -> bool:
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return on_words(lambda _: jnp.asarray(array), leaf)
 
 
 def _name(where: tuple[Any, ...]) -> str:

@@ -11,6 +11,7 @@ from jaxdfl import checkpoint, console, report, trackers
 from jaxdfl.exit_codes import NOT_FINITE, STOPPED
 from jaxdfl.interrupts import interruptible, say_stopping
 from jaxdfl.manifest import Manifest
+from jaxdfl.memory import return_freed
 from jaxdfl.metrics import Columns
 from jaxdfl.prepare import NOBODY, Prepared, Run, batches
 from jaxdfl.problems import Seeded
@@ -23,7 +24,6 @@ from jaxdfl.simulate.finite import first_bad_round, trace
 from jaxdfl.simulate.program import Advance, code, make_advance
 from jaxdfl.simulate.rounds import SimState, measure
 from jaxdfl.simulate.sweep import Case, Stop, sweep
-from jaxdfl.startup import return_freed_memory
 
 LARGE = 2**25  # bytes of adapters, from which on memory is worth the milliseconds that it takes to return it
 DRIFT = 1e-4  # of the clients' mean in one round: a hundred times the rounding of large blocks
@@ -162,7 +162,7 @@ def _simulate(
                 scores = problem.scores(starts[number], method, stop.state) if scored else None
                 records[number](stop, scores and {**scores, **_measured(method, stop)})
         if sum(leaf.nbytes for leaf in jax.tree.leaves([state.blocks for state in good])) >= LARGE:
-            return_freed_memory()  # the states before these, among others
+            return_freed()  # the states before these, among others
         stopping = asked()
         if round > 0:
             folder.sync()

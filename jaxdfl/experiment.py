@@ -8,6 +8,7 @@ from jaxdfl.startup import precision, programs_kept, split_cpu  # isort: skip (i
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -21,7 +22,7 @@ from jaxdfl.exit_codes import FAILED, STOPPED
 from jaxdfl.manifest import begin
 from jaxdfl.planner import memory, show, work
 from jaxdfl.prepare import prepare
-from jaxdfl.processes import DISTRIBUTED, Elsewhere, is_first, join, of_another, settings_alike, together
+from jaxdfl.processes import DISTRIBUTED, Elsewhere, is_first, join, of_another, require_alike, together
 from jaxdfl.refusal import refuse
 from jaxdfl.settings import Settings
 
@@ -47,7 +48,7 @@ def main(
         split_cpu(settings.cpu_devices if settings.sweep else 1)
         if DISTRIBUTED in argv:
             join()
-            settings_alike(settings)
+            require_alike(asdict(settings))
     except (ValueError, Elsewhere) as error:
         return refuse(error)
     with programs_kept(settings.compilation_cache), precision(settings.dtype), ExitStack() as scratch:

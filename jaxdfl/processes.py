@@ -12,7 +12,8 @@ import socket
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -22,6 +23,7 @@ from jax.experimental import multihost_utils
 
 from jaxdfl.resume import first_difference
 from jaxdfl.settings import Settings
+from jaxdfl.trees import on_words
 
 DISTRIBUTED = "--distributed"
 ADDRESS, COUNT, NUMBER = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"  # JAX itself reads the first
@@ -133,18 +135,10 @@ def from_first(value: Any) -> Any:
 
 def states_from_first(states: Any) -> Any:
     """Arrays of the first process, on all of them; of the same shapes there."""
-    return states if jax.process_count() == 1 else jax.tree.map(_from_first, states)
-
-
-def _from_first(x: Any) -> Any:
-    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-        return jax.random.wrap_key_data(_from_first(jax.random.key_data(x)), impl=jax.random.key_impl(x))
-    return jnp.asarray(multihost_utils.broadcast_one_to_all(np.asarray(x)))
-
-
-def settings_alike(settings: Settings) -> None:
-    """Refuses where the command lines differ; raises as `require_alike` does."""
-    require_alike(asdict(settings))
+    if jax.process_count() == 1:
+        return states
+    sent = partial(on_words, lambda x: jnp.asarray(multihost_utils.broadcast_one_to_all(np.asarray(x))))
+    return jax.tree.map(sent, states)
 
 
 def _whole(name: str) -> int | None:

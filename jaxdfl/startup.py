@@ -3,7 +3,6 @@
 And of the libraries beside it, that they say nothing where an error of ours says it in one line.
 """
 
-import ctypes
 import os
 import sys
 from collections.abc import Iterator
@@ -38,15 +37,6 @@ def split_cpu(devices: int | None) -> None:
         return
     with suppress(RuntimeError):
         jax.config.update("jax_num_cpu_devices", devices or min(os.cpu_count() or 1, MOST_DEVICES))
-
-
-def return_freed_memory() -> None:
-    """Has glibc give back to the system what is free by now; elsewhere nothing happens.
-
-    By itself it keeps blocks of up to 32 MiB for later, and the leaves of stacked states fit no later ones.
-    """
-    with suppress(OSError, AttributeError, TypeError):  # no glibc: no such function, or no library of that kind at all
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 @contextmanager

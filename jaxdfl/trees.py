@@ -27,6 +27,21 @@ def stack(tree: Tree, clients: int) -> Tree:
     return jax.tree.map(lambda x: jnp.broadcast_to(x, (clients, *jnp.shape(x))), tree)
 
 
+def is_key(x: Array) -> bool:
+    """Whether it is a typed random key, which neither files nor other processes take as it is."""
+    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def on_words(function: Callable[[Array], Tree], x: Array) -> Tree:
+    """`function(x)`; of a typed key, `function` of its raw words, every leaf of which is a key again."""
+    if not is_key(x):
+        return function(x)
+    implementation = jax.random.key_impl(x)
+    return jax.tree.map(
+        lambda words: jax.random.wrap_key_data(words, impl=implementation), function(jax.random.key_data(x))
+    )
+
+
 def as_data(function: Callable) -> Partial:
     """The function as an argument of compiled code: arrays bound by a `Partial` are data, any other one is its code."""
     return function if isinstance(function, Partial) else Partial(function)

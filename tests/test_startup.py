@@ -1,7 +1,6 @@
 """What a process asks of JAX: harmless where it cannot be had, and nothing of it stays behind in tests."""
 
 import os
-import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -22,20 +21,6 @@ def step(x):
 with startup.programs_kept(True):
     print(jax.jit(step)(jax.numpy.eye(7)).sum(), len(jax.devices()))
 """
-FREES = """
-import numpy
-from jaxdfl.startup import return_freed_memory
-def resident():
-    return int(open("/proc/self/statm").read().split()[1]) * 4096
-for _ in range(2):  # glibc keeps what is freed only once such blocks have been freed before
-    blocks = [numpy.ones(2**19) for _ in range(20)]  # of 4 MiB
-    before = resident()
-    del blocks[::2]
-    kept = resident()
-    return_freed_memory()
-    print(before - kept, kept - resident())
-    del blocks
-"""
 
 
 def test_programs_are_kept_in_the_users_cache_folder_and_used_again_without_a_word(tmp_path):
@@ -48,14 +33,6 @@ def test_programs_are_kept_in_the_users_cache_folder_and_used_again_without_a_wo
         assert done.stdout.split()[1] == "3"
     kept = [path.name for path in (tmp_path / "jaxdfl" / "xla").iterdir()]
     assert len([name for name in kept if name.startswith("jit_step") and name.endswith("-cache")]) == 1, kept
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc")
-def test_what_is_free_goes_back_to_the_system():
-    world = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", FREES], env=world, capture_output=True, text=True)
-    by_itself, asked = map(int, done.stdout.splitlines()[1].split())
-    assert by_itself < 2**22 < 9 * 2**22 < asked, done.stderr
 
 
 def test_a_folder_that_cannot_be_made_is_done_without(tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
 from jaxdfl.simulate.rounds import SimState
+from jaxdfl.trees import on_words
 
 
 class Frozen(NamedTuple):
@@ -80,14 +81,11 @@ def apart(state: SimState, runs: int, clients: int) -> list[SimState]:
         return [_taken(several, run)._replace(round=done) for run in range(runs)]
 
     def runs_of(lies: PartitionSpec, x: Array) -> list[Array]:
-        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-            keys = runs_of(lies, jax.random.key_data(x))
-            return [jax.random.wrap_key_data(one, impl=jax.random.key_impl(x)) for one in keys]
         return [jnp.asarray(one[:clients] if lies == BY_CLIENT else one) for one in fetched(x)]
 
     leaves, structure = jax.tree.flatten(several)
     lies = jax.tree.leaves(jax.tree.broadcast(STATE._replace(round=()), several))
-    each = zip(*map(runs_of, lies, leaves), strict=True)
+    each = zip(*(on_words(partial(runs_of, where), x) for where, x in zip(lies, leaves, strict=True)), strict=True)
     return [structure.unflatten(one)._replace(round=done) for one in each]
 
 
@@ -129,16 +127,13 @@ def spread(mesh: Mesh, tree: Any, lies: Any) -> Any:
         return (
             jax.device_put(part, sharding)
             if sharding.is_fully_addressable
-            else jax.tree.map(partial(_of_many_processes, sharding), part)
+            else jax.tree.map(partial(on_words, partial(_of_many_processes, sharding)), part)
         )
 
     return jax.tree.map(put, lies, tree)
 
 
 def _of_many_processes(sharding: NamedSharding, x: Array) -> Array:
-    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-        words = _of_many_processes(sharding, jax.random.key_data(x))
-        return jax.random.wrap_key_data(words, impl=jax.random.key_impl(x))
     whole = np.asarray(x)
     return jax.make_array_from_callback(whole.shape, sharding, lambda part: whole[part])
 
