@@ -239,9 +239,9 @@ def test_a_replay_tracks_nothing(done, tmp_path, monkeypatch):
     (tmp_path / "run" / "manifest.json").write_text(text)
     asked = []
 
-    def execute(prepared, folder, manifest):
+    def execute(prepared, folder, manifest, **options):
         asked.append(prepared.settings.track)
-        return execution.execute(prepared, folder, manifest)
+        return execution.execute(prepared, folder, manifest, **options)
 
     monkeypatch.setattr(replaying, "execute", execute)
     assert replaying.replay(tmp_path / "run")[0] is None
