@@ -28,24 +28,28 @@ from jaxdfl.problems.backbone import portions
 from jaxdfl.run_folder import read_rows
 from jaxdfl.simulate.operations import matrix_products
 
+RUN = ("method", "topology", "seed")  # what tells runs apart here
+
 
 def run(folder: Path, turn: Turn, more: Sequence[str] = ()) -> Result:
-    """`more` are further options on jaxdfl's command line."""
+    """`more` are further options on jaxdfl's command line. Found is what the first run did, where they make several."""
     split_cpu(None)
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "run"
         settings = parse({"benchmark": presets.MINILM}, [*workload.load_command(folder), *more, "--out", str(out)])
         prepared = prepare(settings)
         traced: list[Any] = []
-        problem = _watched(prepared.problem, turn, traced)
+        together = max(map(len, prepared.groups()))
+        problem = _watched(prepared.problem, turn, together, traced)
         watched = prepared._replace(problem=problem)
         execute(watched, *begin(watched, ["python", "-m", "benchmarks.rounds"]))
-        losses = [row["loss"] for row in read_rows(out / "rounds.jsonl")]
+        rows = read_rows(out / "rounds.jsonl")
+        losses = [row["loss"] for row in rows if all(row[name] == rows[0][name] for name in RUN)]
     program = jax.make_jaxpr(jax.value_and_grad(prepared.problem.loss, argnums=1))(*traced[-1])
     groups = _groups(prepared)
     step, steps = matrix_products(program, turns=1), settings.clients * settings.local_steps
     executed = [step * (turns if settings.packing else steps) for turns in groups]
-    return Result(losses, executed, {"jax_devices": jax.device_count()})
+    return Result(losses, executed, {"runs": together, "jax_devices": jax.device_count()})
 
 
 def _groups(prepared: Prepared) -> list[float]:
@@ -58,18 +62,22 @@ def _groups(prepared: Prepared) -> list[float]:
     return np.ceil(np.asarray(rows) / room.rows).reshape(len(lengths), -1).sum(1).tolist()
 
 
-def _watched(problem: Problem, turn: Turn, traced: list[Any]) -> Problem:
-    """The problem, handing over where it is scored and noting the shapes its loss is traced with."""
+def _watched(problem: Problem, turn: Turn, together: int, traced: list[Any]) -> Problem:
+    """The problem, handing over once runs that go together are scored; notes the shapes its loss is traced with."""
+    scored = 0
 
     def loss(*arguments: Any) -> jax.Array:
         traced.append(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arguments))
         return problem.loss(*arguments)
 
     def scores(start: Any, method: Any, state: Any) -> Columns:
-        jax.block_until_ready(state)
-        turn.stop()
-        found = problem.scores(start, method, state)
-        turn(round=int(state.round))
+        nonlocal scored
+        if scored == 0:
+            jax.block_until_ready(state)
+            turn.stop()
+        found, scored = problem.scores(start, method, state), (scored + 1) % together
+        if scored == 0:
+            turn(round=int(state.round))
         return found
 
     return problem._replace(loss=loss, scores=scores)

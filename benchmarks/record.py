@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import subprocess
@@ -35,15 +36,15 @@ def compare(found: Mapping[str, Any], against: str, warm_up: int) -> dict[str, d
     """
     systems = found["systems"]
     base = systems.get(against) or next(iter(systems.values()))
-    roof = max(value for by_size in found["roofline_gflops"].values() for value in by_size.values())
+    roof = max((value for by_size in found["roofline_gflops"].values() for value in by_size.values()), default=math.nan)
     rows = {}
     for name, own in systems.items():
-        seconds = own["seconds"][warm_up:]
+        seconds = _of_one(own)[warm_up:]
         rates = [g / 1e9 / s for g, s in zip(own["operations"][warm_up:], seconds, strict=True)]
         executed = [g / 1e9 for g in own["operations"][warm_up:]]
         rows[name] = {
             "seconds": median(seconds),
-            "ratio": median(s / b for s, b in zip(seconds, base["seconds"][warm_up:], strict=True)),
+            "ratio": median(s / b for s, b in zip(seconds, _of_one(base)[warm_up:], strict=True)),
             "first_seconds": own["seconds"][0],
             "setup_seconds": own["setup_seconds"],
             "peak_mib": own["peak_mib"],
@@ -58,6 +59,11 @@ def compare(found: Mapping[str, Any], against: str, warm_up: int) -> dict[str, d
     return rows
 
 
+def _of_one(system: Mapping[str, Any]) -> list[float]:
+    """Seconds by round of one run, where several go together."""
+    return [seconds / system["facts"].get("runs", 1) for seconds in system["seconds"]]
+
+
 def show(found: Mapping[str, Any], console: Console | None = None) -> None:
     """The table, and beside it all that it depends on."""
     console = console or Console(markup=False, highlight=False)
@@ -69,14 +75,15 @@ def show(found: Mapping[str, Any], console: Console | None = None) -> None:
         table.add_row(name, *(form.format(row[key]) for key, _, form in COLUMNS))
     console.print(table)
     options, machine, data = found["options"], found["machine"], found["data"]
-    best = max((v, f"{library} {size}") for library, by in found["roofline_gflops"].items() for size, v in by.items())
+    best = [(v, f"{library} {size}") for library, by in found["roofline_gflops"].items() for size, v in by.items()]
+    roof = "; roof {:.0f} GFLOP/s ({})".format(*max(best)) if best else ""
     drawn = options["federation"]
     sizes = f"{drawn['clients']} clients x {drawn['local_steps']} steps x {drawn['batch_size']} sentences"
     source = f"{data['task']} ({data['source']}), at most {data['length']} tokens"
     console.print(f"{sizes}, rank {drawn['rank']}; {source}", soft_wrap=True)
     if not drawn["data_dir"]:
         console.print("Generated sentences, for want of --data-dir: shorter than MNLI's, so padding matters less.")
-    console.print(f"{machine['cpu']}, {machine['cores']} cores; roof {best[0]:.0f} GFLOP/s ({best[1]})")
+    console.print(f"{machine['cpu']}, {machine['cores']} cores{roof}")
     console.print(", ".join(f"{name} {version}" for name, version in found["packages"].items()), soft_wrap=True)
     for name, system in found["systems"].items():
         facts = ", ".join(f"{key} {value}" for key, value in system["facts"].items())

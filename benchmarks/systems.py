@@ -45,6 +45,10 @@ SYSTEMS = {
     "jaxdfl_padded": System(
         "benchmarks.jaxdfl_itself", "the same, padded to the task's longest", options={"more": ["--no-packing"]}
     ),
+    "jaxdfl_sweep": System(
+        "benchmarks.jaxdfl_itself", "36 such runs (seeds) as one program; a round is one run's share",
+        options={"more": ["--seeds", *map(str, range(36))]},
+    ),
     "peft_loop": System(
         "benchmarks.rivals.peft_loop", "PyTorch + PEFT, loop over clients, padded to the batch's longest",
         ("torch", "peft"), {"padding": "batch"}, TORCH,

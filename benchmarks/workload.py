@@ -32,6 +32,8 @@ class Federation:
     """Random part of the training split; all of MNLI takes long to read, and weighs on jaxdfl's memory alone."""
     topology: str = "erdos_renyi:0.5"
     seed: int = 0
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the frozen model's arithmetic."""
 
     def command(self, rounds: int) -> list[str]:
         """The same as options of jaxdfl; evaluation, which the clock leaves out, is as short as can be."""
@@ -41,7 +43,7 @@ class Federation:
             "rounds": rounds, "local-steps": self.local_steps, "batch-size": self.batch_size, "learning-rate": RATE,
             "rank": self.rank, "alpha": ALPHA, "lora-dropout": 0.0, "clip": None, "moments": "kept",
             "max-length": self.max_length, "eval-every": 1, "eval-examples": 8,
-            "train-examples": self.train_examples, "dtype": "float32",
+            "train-examples": self.train_examples, "dtype": self.dtype,
         }  # fmt: skip
         if self.data_dir:
             options["data-dir"] = self.data_dir
@@ -63,6 +65,7 @@ class Workload:
     rank: int
     alpha: float
     rate: float
+    dtype: str
     ids: np.ndarray  # int32 [rounds, clients, steps, batch, length], as all token arrays
     types: np.ndarray  # int8
     lengths: np.ndarray  # int32 [rounds, clients, steps, batch]
@@ -167,13 +170,14 @@ def make(federation: Federation, rounds: int, scratch: Path) -> Workload:
         rank=federation.rank,
         alpha=ALPHA,
         rate=RATE,
+        dtype=federation.dtype,
         **examples._asdict(),
         mixing=np.asarray(mixing, np.float32),
         a=blocks.a,
         b=blocks.b,
         head={
-            "weight": np.asarray(start.frozen["classifier/kernel"]).T,
-            "bias": np.asarray(start.frozen["classifier/bias"]),
+            "weight": np.asarray(start.frozen["classifier/kernel"], np.float32).T,
+            "bias": np.asarray(start.frozen["classifier/bias"], np.float32),
         },
     )
 

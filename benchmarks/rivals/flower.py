@@ -50,13 +50,14 @@ def _train(folder: str, padding: Padding, message: Message, context: Context) ->
     total = 0.0
     for step in range(work.steps):
         length = work.padded(round, padding)[client, step]
-        loss = model(**torch_model.batch(work, (round, client, step), length)).loss
+        with torch_model.arithmetic(work):
+            loss = model(**torch_model.batch(work, (round, client, step), length)).loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         total += loss.item()
     context.state[MOMENTS] = ArrayRecord(dict(_moments(optimizer)))
-    trained = ArrayRecord([x.detach().numpy() for x in parameters])
+    trained = ArrayRecord([x.detach().cpu().numpy() for x in parameters])
     found = MetricRecord({"client": client, "loss": total / work.steps})
     return Message(RecordDict({FACTORS: trained, TASK: found}), reply_to=message)
 

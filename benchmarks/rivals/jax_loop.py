@@ -21,7 +21,7 @@ from jaxdfl.models import load as load_model
 def run(folder: Path, turn: Turn) -> Result:
     """Losses stay on the device until the round has ended, so that steps are queued."""
     work = workload.load(folder)
-    model, _ = load_model(work.weights, len(work.head["bias"]), jax.random.key(0))
+    model, _ = load_model(work.weights, len(work.head["bias"]), jax.random.key(0), work.dtype)
     classifier = adapt(model, jax.random.key(0), rank=work.rank, alpha=work.alpha)
     head = {"classifier/kernel": work.head["weight"].T, "classifier/bias": work.head["bias"]}
     frozen = {**classifier.frozen, **jax.tree.map(jnp.asarray, head)}

@@ -26,16 +26,17 @@ def run(folder: Path, turn: Turn, padding: Padding) -> Result:
     losses = []
     for round in range(work.rounds):
         turn()
-        lengths, total = work.padded(round, padding), 0.0
+        lengths, total = work.padded(round, padding), torch_model.zero()
         for client, (name, optimizer) in enumerate(zip(names, optimizers, strict=True)):
             model.set_adapter(name)
             for step in range(work.steps):
-                loss = model(**torch_model.batch(work, (round, client, step), lengths[client, step])).loss
+                with torch_model.arithmetic(work):
+                    loss = model(**torch_model.batch(work, (round, client, step), lengths[client, step])).loss
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-                total += loss.item()
+                total += loss.detach()
         torch_model.mix(work.mixing[round], clients)
-        losses.append(total / lengths.size)
+        losses.append(total.item() / lengths.size)
     turn()
     return Result(losses, torch_model.executed(work, padding), torch_model.facts())

@@ -3,6 +3,7 @@
 # pyright: reportMissingImports=false
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from transformers import AutoModelForSequenceClassification
 
 from benchmarks import operations
 from benchmarks.workload import Padding, Workload
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def classifier(work: Workload) -> Any:
@@ -23,7 +26,12 @@ def classifier(work: Workload) -> Any:
     with torch.no_grad():
         for name, x in work.head.items():
             getattr(model.classifier, name).copy_(torch.tensor(x))
-    return model
+    return model.to(DEVICE, getattr(torch, work.dtype))
+
+
+def arithmetic(work: Workload) -> AbstractContextManager[Any]:
+    """Adapters are kept in float32; with a model of less, they are computed as it is."""
+    return nullcontext() if work.dtype == "float32" else torch.autocast(DEVICE.type, getattr(torch, work.dtype))
 
 
 def lora(work: Workload) -> peft.LoraConfig:
@@ -48,9 +56,16 @@ def factors(work: Workload, model: peft.PeftModel, adapter: str) -> list[torch.n
     return found
 
 
+def zero() -> torch.Tensor:
+    """To add losses to, without waiting for each."""
+    return torch.zeros((), device=DEVICE)
+
+
 def adamw(work: Workload, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.AdamW:
     """As optax.adamw has it by default, without weight decay."""
-    return torch.optim.AdamW(parameters, lr=work.rate, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
+    return torch.optim.AdamW(
+        parameters, lr=work.rate, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, fused=DEVICE.type == "cuda"
+    )
 
 
 def batch(work: Workload, at: tuple[int | slice, ...], length: int) -> dict[str, torch.Tensor]:
@@ -62,14 +77,14 @@ def batch(work: Workload, at: tuple[int | slice, ...], length: int) -> dict[str,
         "attention_mask": np.arange(length) < lengths[:, None],
         "labels": labels,
     }
-    return {name: torch.tensor(x.astype(np.int64)) for name, x in inputs.items()}
+    return {name: torch.tensor(x.astype(np.int64)).to(DEVICE) for name, x in inputs.items()}
 
 
 @torch.no_grad()
 def mix(weights: np.ndarray, clients: list[list[torch.nn.Parameter]]) -> None:
     """x_i <- sum_j W_ij x_j for every factor; `clients` hold theirs in one order."""
     for factor in zip(*clients, strict=True):
-        mixed = torch.tensordot(torch.tensor(weights), torch.stack(factor), dims=1)
+        mixed = torch.tensordot(torch.tensor(weights).to(DEVICE), torch.stack(factor), dims=1)
         for own, new in zip(factor, mixed, strict=True):
             own.copy_(new)
 
@@ -84,4 +99,4 @@ def executed(work: Workload, padding: Padding) -> list[float]:
 
 
 def facts() -> dict[str, Any]:
-    return {"threads": torch.get_num_threads()}
+    return {"threads": torch.get_num_threads(), "device": DEVICE.type}

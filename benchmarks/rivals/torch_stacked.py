@@ -38,22 +38,23 @@ def run(folder: Path, turn: Turn, padding: Padding) -> Result:
     losses = []
     for round in range(work.rounds):
         turn()
-        lengths, total = work.padded(round, padding), 0.0
+        lengths, total = work.padded(round, padding), torch_model.zero()
         for step in range(work.steps):
             inputs = torch_model.batch(work, (round, slice(None), step), lengths[:, step].max())
-            loss = model(**inputs).loss  # the mean over all clients' sentences
+            with torch_model.arithmetic(work):
+                loss = model(**inputs).loss  # the mean over all clients' sentences
             optimizer.zero_grad()
             (loss * work.clients).backward()  # each client's gradient is that of its own mean
             optimizer.step()
-            total += loss.item()
-        _mix(torch.tensor(work.mixing[round]), adapters)
-        losses.append(total / work.steps)
+            total += loss.detach()
+        _mix(torch.tensor(work.mixing[round]).to(torch_model.DEVICE), adapters)
+        losses.append(total.item() / work.steps)
     turn()
     return Result(losses, torch_model.executed(work, padding), torch_model.facts())
 
 
 def _adapt(work: workload.Workload, model: torch.nn.Module, path: str, name: str) -> StackedLoRA:
-    a, b = (torch.tensor(x[path]).repeat(work.clients, 1, 1) for x in (work.a, work.b))
+    a, b = (torch.tensor(x[path]).repeat(work.clients, 1, 1).to(torch_model.DEVICE) for x in (work.a, work.b))
     base: Any = model.get_submodule(name)
     stacked = StackedLoRA(base, a, b, work.alpha / work.rank)
     model.set_submodule(name, stacked)

@@ -4,7 +4,8 @@ Every module computes in the dtype of its input. Statistics of a LayerNorm and t
 Constructors only lay out shapes (zeros and ones); `jaxdfl.models.pretrained` fills in the values.
 """
 
-from functools import partial
+import re
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -96,6 +97,43 @@ class Embedding(nnx.Module):
         return self.table[...][index]
 
 
+def attention(
+    q: Float[Array, "batch queries heads width"],
+    k: Float[Array, "batch length heads width"],
+    v: Float[Array, "batch length heads width"],
+    mask: Bool[Array, "batch #queries length"],
+) -> Float[Array, "batch queries heads width"]:
+    """softmax(q k^T / sqrt(width)) v over the places that the mask lets a query look at."""
+    scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=at_least_float32(q.dtype))
+    scores *= q.shape[-1] ** -0.5
+    scores = jnp.where(mask[:, None], scores, jnp.finfo(scores.dtype).min)
+    return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores).astype(v.dtype), v)
+
+
+def fused_attention(
+    q: Float[Array, "batch length heads width"],
+    k: Float[Array, "batch length heads width"],
+    v: Float[Array, "batch length heads width"],
+    mask: Bool[Array, "batch #length length"],
+) -> Float[Array, "batch length heads width"]:
+    """The same by cuDNN's flash attention, which keeps no scores: on a GPU, moving those costs more than products."""
+    # Under vmap JAX wants the mask for every head.
+    for_heads = jnp.broadcast_to(mask[:, None], (len(q), q.shape[2], q.shape[1], k.shape[1]))
+    return jax.nn.dot_product_attention(q, k, v, mask=for_heads, implementation="cudnn")
+
+
+def has_fused_attention(q: Float[Array, "..."], k: Float[Array, "..."]) -> bool:
+    """Whether cuDNN takes queries and keys [batch, positions, heads, width per head] of these shapes, gradients too."""
+    even = q.shape == k.shape and q.shape[1] % 2 == 0 and q.shape[3] % 8 == 0 and q.shape[3] <= 128
+    return even and q.dtype in (jnp.bfloat16, jnp.float16) and _ampere_or_later()
+
+
+@cache
+def _ampere_or_later() -> bool:
+    generation = re.fullmatch(r"(\d+)\.\d+", str(getattr(jax.devices()[0], "compute_capability", "")))
+    return generation is not None and int(generation[1]) >= 8  # of NVIDIA's; other makers' is no number
+
+
 class Attention(nnx.Module):
     """Multi-head attention of some positions (the queries) over all positions of their row."""
 
@@ -118,10 +156,8 @@ class Attention(nnx.Module):
             layer(x, key).reshape(*x.shape[:2], self.heads, -1)  # [batch, positions, heads, width per head]
             for layer, x in ((self.query, queries), (self.key, hidden), (self.value, hidden))
         )
-        scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=at_least_float32(q.dtype))
-        scores *= q.shape[-1] ** -0.5
-        scores = jnp.where(mask[:, None], scores, jnp.finfo(scores.dtype).min)
-        attended = jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores).astype(v.dtype), v)
+        attend = fused_attention if has_fused_attention(q, k) else attention
+        attended = attend(q, k, v, mask)
         return self.output(attended.reshape(queries.shape), key)
 
 

@@ -3,6 +3,9 @@
 from math import prod
 from typing import Any
 
+# Products that cuDNN's attention stands for (`jaxdfl.models.layers.fused_attention`); those it repeats do not count.
+FUSED = {"dot_product_attention_fwd_wrapper": 2, "dot_product_attention_bwd_wrapper": 4}
+
 
 def matrix_products(jaxpr: Any, turns: int | float | None = None) -> float:
     """Operations (a multiplication and an addition are two) of the matrix products of `jax.make_jaxpr`'s result.
@@ -20,6 +23,9 @@ def matrix_products(jaxpr: Any, turns: int | float | None = None) -> float:
             total += (
                 2 * prod(equation.outvars[0].aval.shape) * prod(equation.invars[0].aval.shape[i] for i in contracted)
             )
+        elif name in FUSED:
+            (*batch, queries, heads, width), length = equation.invars[0].aval.shape, equation.invars[1].aval.shape[-3]
+            total += FUSED[name] * 2 * prod(batch) * heads * queries * length * width
         elif name == "cond":
             total += max(matrix_products(branch, turns) for branch in parameters["branches"])
         else:
