@@ -65,7 +65,6 @@ class Workload:
     rank: int
     alpha: float
     rate: float
-    dtype: str
     ids: np.ndarray  # int32 [rounds, clients, steps, batch, length], as all token arrays
     types: np.ndarray  # int8
     lengths: np.ndarray  # int32 [rounds, clients, steps, batch]
@@ -74,6 +73,7 @@ class Workload:
     a: dict[str, np.ndarray]  # the clients' common first factors by path, [rank, d_in]
     b: dict[str, np.ndarray]  # [d_out, rank]
     head: dict[str, np.ndarray]  # the classifier's weight [classes, width] and bias
+    dtype: str = "float32"  # of the frozen model's arithmetic
 
     @property
     def rounds(self) -> int:

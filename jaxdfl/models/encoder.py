@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key
 
 from jaxdfl.data.examples import Examples, Rows, one_a_row
-from jaxdfl.models.layers import ACTIVATIONS, Attention, Embedding, FeedForward, LayerNorm, Linear
+from jaxdfl.models.layers import ACTIVATIONS, Attention, Embedding, FeedForward, LayerNorm, Linear, Sight
 from jaxdfl.trees import at_least_float32, wide
 
 # Which modules a task's own head consists of. BERT's pooler is pretrained, so it belongs to the backbone; RoBERTa has
@@ -113,11 +113,11 @@ class Layer(nnx.Module):
         self,
         queries: Float[Array, "batch queries width"],
         hidden: Float[Array, "batch length width"],
-        mask: Bool[Array, "batch #queries length"],
+        sight: Sight,
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "batch queries width"]:
         """The layer's output at `queries`, which are all of `hidden` or the positions that someone reads."""
-        x = self.attention_norm(queries + self.attention(queries, hidden, mask, key))
+        x = self.attention_norm(queries + self.attention(queries, hidden, sight, key))
         return self.feed_forward_norm(x + self.feed_forward(x, key))
 
 
@@ -137,34 +137,33 @@ class Encoder(nnx.Module):
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "rows sentences width"]:
         """The final hidden state of each sentence's first token; tokens see their own sentence alone."""
-        mask = _within(sentence, firsts.shape[1])
+        sight = _within(sentence, firsts.shape[1])
         for layer in self.layers[self.first : -1]:
-            hidden = self._run(layer, hidden, hidden, mask, key)
+            hidden = self._run(layer, hidden, hidden, sight, key)
         read = jnp.take_along_axis(hidden, firsts[:, :, None], axis=1)
-        return self._run(
-            self.layers[-1], read, hidden, jnp.arange(firsts.shape[1])[:, None] == sentence[:, None, :], key
-        )
+        of_readers = Sight(jnp.arange(firsts.shape[1])[:, None] == sentence[:, None, :])
+        return self._run(self.layers[-1], read, hidden, of_readers, key)
 
     def below(
         self, layer: int, hidden: Float[Array, "rows length width"], rows: Rows
     ) -> Float[Array, "rows length width"]:
         """What layer number `layer` gets to see, from the embeddings."""
-        mask = _within(rows.sentence, rows.firsts.shape[1])
+        sight = _within(rows.sentence, rows.firsts.shape[1])
         for earlier in self.layers[:layer]:
-            hidden = earlier(hidden, hidden, mask)
+            hidden = earlier(hidden, hidden, sight)
         return hidden
 
     def _run(self, layer: Layer, *inputs: Any) -> Float[Array, "rows queries width"]:
         return (jax.checkpoint(layer) if self.remat else layer)(*inputs)
 
 
-def _within(sentence: Int[Array, "rows length"], sentences: int) -> Bool[Array, "rows length length"]:
-    """Which tokens are of the same sentence.
+def _within(sentence: Int[Array, "rows length"], sentences: int) -> Sight:
+    """Tokens of the same sentence see each other.
 
     A product of indicators rather than `==`, which XLA would fuse into every softmax and, on CPUs, not vectorize.
     """
     indicators = jax.nn.one_hot(sentence, sentences)  # [rows, length, sentences]; none for padding
-    return jnp.einsum("ris,rjs->rij", indicators, indicators) > 0.5
+    return Sight(jnp.einsum("ris,rjs->rij", indicators, indicators) > 0.5, sentence)
 
 
 class EncoderClassifier(nnx.Module):

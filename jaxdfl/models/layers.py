@@ -4,8 +4,8 @@ Every module computes in the dtype of its input. Statistics of a LayerNorm and t
 Constructors only lay out shapes (zeros and ones); `jaxdfl.models.pretrained` fills in the values.
 """
 
-import re
-from functools import cache, partial
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +13,37 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from jaxdfl.models.short_attention import serves, short_attention
 from jaxdfl.trees import at_least_float32, wide
 
+
+def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """x P(X < x) of a standard normal X, in float32 at least."""
+    return jax.nn.gelu(x, approximate=False) if wide(x).dtype == x.dtype else _narrow_gelu(x)
+
+
+@jax.custom_vjp
+def _narrow_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Of bfloat16, which only accelerators compute in: there an activation waits for memory.
+
+    So x alone is kept for the gradient; what autodiff keeps beside it is as large again. On CPUs it is the other way.
+    """
+    return jax.nn.gelu(wide(x), approximate=False).astype(x.dtype)
+
+
+def _gelu_kept(x: Float[Array, "..."]) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    return _narrow_gelu(x), x
+
+
+def _gelu_gradient(x: Float[Array, "..."], above: Float[Array, "..."]) -> tuple[Float[Array, "..."]]:
+    slope = jax.scipy.stats.norm.cdf(wide(x)) + wide(x) * jax.scipy.stats.norm.pdf(wide(x))
+    return ((wide(above) * slope).astype(x.dtype),)
+
+
+_narrow_gelu.defvjp(_gelu_kept, _gelu_gradient)
+
 ACTIVATIONS = {  # by their names in a Hugging Face config
-    "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu": gelu,
     "gelu_new": partial(jax.nn.gelu, approximate=True),
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
@@ -97,6 +124,13 @@ class Embedding(nnx.Module):
         return self.table[...][index]
 
 
+class Sight(NamedTuple):
+    """What each query may look at."""
+
+    mask: Bool[Array, "batch #queries length"]
+    sentence: Int[Array, "batch length"] | None = None  # where that is the query's own sentence, and all are queries
+
+
 def attention(
     q: Float[Array, "batch queries heads width"],
     k: Float[Array, "batch length heads width"],
@@ -108,30 +142,6 @@ def attention(
     scores *= q.shape[-1] ** -0.5
     scores = jnp.where(mask[:, None], scores, jnp.finfo(scores.dtype).min)
     return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores).astype(v.dtype), v)
-
-
-def fused_attention(
-    q: Float[Array, "batch length heads width"],
-    k: Float[Array, "batch length heads width"],
-    v: Float[Array, "batch length heads width"],
-    mask: Bool[Array, "batch #length length"],
-) -> Float[Array, "batch length heads width"]:
-    """The same by cuDNN's flash attention, which keeps no scores: on a GPU, moving those costs more than products."""
-    # Under vmap JAX wants the mask for every head.
-    for_heads = jnp.broadcast_to(mask[:, None], (len(q), q.shape[2], q.shape[1], k.shape[1]))
-    return jax.nn.dot_product_attention(q, k, v, mask=for_heads, implementation="cudnn")
-
-
-def has_fused_attention(q: Float[Array, "..."], k: Float[Array, "..."]) -> bool:
-    """Whether cuDNN takes queries and keys [batch, positions, heads, width per head] of these shapes, gradients too."""
-    even = q.shape == k.shape and q.shape[1] % 2 == 0 and q.shape[3] % 8 == 0 and q.shape[3] <= 128
-    return even and q.dtype in (jnp.bfloat16, jnp.float16) and _ampere_or_later()
-
-
-@cache
-def _ampere_or_later() -> bool:
-    generation = re.fullmatch(r"(\d+)\.\d+", str(getattr(jax.devices()[0], "compute_capability", "")))
-    return generation is not None and int(generation[1]) >= 8  # of NVIDIA's; other makers' is no number
 
 
 class Attention(nnx.Module):
@@ -148,16 +158,18 @@ class Attention(nnx.Module):
         self,
         queries: Float[Array, "batch queries width"],
         hidden: Float[Array, "batch length width"],
-        mask: Bool[Array, "batch #queries length"],
+        sight: Sight,
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "batch queries width"]:
-        """`mask` is true where a query may look; a row without any such place gives finite, meaningless output."""
+        """A query that may look nowhere has finite, meaningless output."""
         q, k, v = (
             layer(x, key).reshape(*x.shape[:2], self.heads, -1)  # [batch, positions, heads, width per head]
             for layer, x in ((self.query, queries), (self.key, hidden), (self.value, hidden))
         )
-        attend = fused_attention if has_fused_attention(q, k) else attention
-        attended = attend(q, k, v, mask)
+        if sight.sentence is not None and serves(q, k):
+            attended = short_attention(q, k, v, sight.sentence)
+        else:
+            attended = attention(q, k, v, sight.mask)
         return self.output(attended.reshape(queries.shape), key)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import cache
+from math import ceil, log2
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from jaxdfl.models.classifier import Classifier, adapt
 from jaxdfl.models.encoder import EncoderClassifier
 from jaxdfl.models.prefix import above, remember
 from jaxdfl.models.pretrained import load, redrawn
+from jaxdfl.models.short_attention import LONGEST
 from jaxdfl.models.sources import demo_weights, locate
 from jaxdfl.problems import seed_keys
 from jaxdfl.settings import Settings, adapted_layers
@@ -158,8 +160,13 @@ def portions(settings: Settings, train: Examples, validation: Examples, *, packe
     on_cpu = jax.default_backend() == "cpu"
     batch = settings.batch_size * float(np.mean(train.lengths))  # tokens in one step of one client
     at_once, group = (CPU_TOKENS, CPU_TOKENS) if on_cpu else (ACCELERATOR_TOKENS, min(ACCELERATOR_GROUP, batch / 4))
-    room, eval_room = (room_for(each.lengths, each.ids.shape[1], int(group)) for each in (train, validation))
-    step = min(batch, room.rows * room.length) if packed else settings.batch_size * room.length
+    longest = [each.ids.shape[1] for each in (train, validation)]
+    if not on_cpu:  # rows that a kernel for short ones takes
+        longest = [max(LONGEST, 2 ** ceil(log2(length))) for length in longest]
+    room, eval_room = (
+        room_for(each.lengths, length, int(group)) for each, length in zip((train, validation), longest, strict=True)
+    )
+    step = min(batch, room.rows * room.length) if packed else settings.batch_size * train.ids.shape[1]
     return Portions(
         room=room,
         eval_room=eval_room,

@@ -3,9 +3,6 @@
 from math import prod
 from typing import Any
 
-# Products that cuDNN's attention stands for (`jaxdfl.models.layers.fused_attention`); those it repeats do not count.
-FUSED = {"dot_product_attention_fwd_wrapper": 2, "dot_product_attention_bwd_wrapper": 4}
-
 
 def matrix_products(jaxpr: Any, turns: int | float | None = None) -> float:
     """Operations (a multiplication and an addition are two) of the matrix products of `jax.make_jaxpr`'s result.
@@ -23,9 +20,8 @@ def matrix_products(jaxpr: Any, turns: int | float | None = None) -> float:
             total += (
                 2 * prod(equation.outvars[0].aval.shape) * prod(equation.invars[0].aval.shape[i] for i in contracted)
             )
-        elif name in FUSED:
-            (*batch, queries, heads, width), length = equation.invars[0].aval.shape, equation.invars[1].aval.shape[-3]
-            total += FUSED[name] * 2 * prod(batch) * heads * queries * length * width
+        elif name == "pallas_call":  # a kernel, for every place of its grid
+            total += matrix_products(parameters["jaxpr"], turns) * prod(parameters["grid_mapping"].grid)
         elif name == "cond":
             total += max(matrix_products(branch, turns) for branch in parameters["branches"])
         else:

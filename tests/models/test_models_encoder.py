@@ -9,15 +9,16 @@ from transformers import AutoConfig
 
 from jaxdfl.data.examples import Examples, one_a_row
 from jaxdfl.models import EncoderConfig, random_model
+from jaxdfl.models.layers import Sight
 
 
 def test_the_last_layer_at_one_position_equals_the_whole_layer_there():
     model = tiny_model()
     rows = one_a_row(batch(model.config))
-    mask = rows.sentence[:, None] == rows.sentence[:, :, None]
+    sight = Sight(rows.sentence[:, None] == rows.sentence[:, :, None])
     hidden = model.embeddings(rows)
     for layer in model.encoder.layers:
-        hidden = layer(hidden, hidden, mask)
+        hidden = layer(hidden, hidden, sight)
     shortcut = model.encoder(model.embeddings(rows), rows.sentence, rows.firsts)
     np.testing.assert_allclose(shortcut[:, 0], hidden[:, 0], atol=1e-6)
 
@@ -45,8 +46,8 @@ def test_mask_may_differ_by_query_so_that_packed_sentences_do_not_meet():
     left, right = jax.random.normal(jax.random.key(0), (2, 1, 5, 16))
     segments = jnp.repeat(jnp.arange(2), 5)
     packed = jnp.concatenate([left, right], 1)
-    out = layer(packed, packed, segments[None, :, None] == segments[None, None])
-    alone = [layer(x, x, jnp.ones((1, 1, 5), bool)) for x in (left, right)]
+    out = layer(packed, packed, Sight(segments[None, :, None] == segments[None, None]))
+    alone = [layer(x, x, Sight(jnp.ones((1, 1, 5), bool))) for x in (left, right)]
     np.testing.assert_allclose(out, jnp.concatenate(alone, 1), atol=1e-6)
 
 
