@@ -130,7 +130,7 @@ def _rounds(options: Options) -> tuple[float, float, float, float]:
     ids = draw.integers(5, 50000, (EXAMPLES, options.length)).astype(np.int32)
     full = np.full(EXAMPLES, options.length, np.int32)
     labels = draw.integers(0, 3, EXAMPLES).astype(np.int32)
-    examples = jax.device_put(Examples(ids, np.zeros(ids.shape, np.int8), full, labels))
+    examples = Examples(*map(jnp.asarray, (ids, np.zeros(ids.shape, np.int8), full, labels)))
     shape = (options.rounds + 1, options.clients, options.local_steps, options.batch_size)
     plan = draw.integers(0, EXAMPLES, shape).astype(np.int32)
 

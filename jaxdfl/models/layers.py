@@ -28,19 +28,31 @@ def _narrow_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
 
     So x alone is kept for the gradient; what autodiff keeps beside it is as large again. On CPUs it is the other way.
     """
-    return jax.nn.gelu(wide(x), approximate=False).astype(x.dtype)
+    return (wide(x) * _normal(wide(x))[0]).astype(x.dtype)
 
 
-def _gelu_kept(x: Float[Array, "..."]) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+def _kept_for_gelu(x: Float[Array, "..."]) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
     return _narrow_gelu(x), x
 
 
-def _gelu_gradient(x: Float[Array, "..."], above: Float[Array, "..."]) -> tuple[Float[Array, "..."]]:
-    slope = jax.scipy.stats.norm.cdf(wide(x)) + wide(x) * jax.scipy.stats.norm.pdf(wide(x))
-    return ((wide(above) * slope).astype(x.dtype),)
+def _gelu_back(x: Float[Array, "..."], above: Float[Array, "..."]) -> tuple[Float[Array, "..."]]:
+    below, density = _normal(wide(x))
+    return ((wide(above) * (below + wide(x) * density)).astype(x.dtype),)
 
 
-_narrow_gelu.defvjp(_gelu_kept, _gelu_gradient)
+def _normal(x: Float[Array, "..."]) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    """A standard normal's distribution and density, to 1e-7 (Abramowitz and Stegun, 1964, 7.1.26).
+
+    With one exponential for both: XLA's erf takes longer than the bytes.
+    """
+    root = abs(x) * 0.5**0.5
+    bell, t = jnp.exp(-root * root), 1 / (1 + 0.3275911 * root)
+    series = ((((1.061405429 * t - 1.453152027) * t + 1.421413741) * t - 0.284496736) * t + 0.254829592) * t
+    tail = 0.5 * series * bell
+    return jnp.where(x < 0, tail, 1 - tail), bell * (2 * jnp.pi) ** -0.5
+
+
+_narrow_gelu.defvjp(_kept_for_gelu, _gelu_back)
 
 ACTIVATIONS = {  # by their names in a Hugging Face config
     "gelu": gelu,

@@ -11,21 +11,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton
 from jaxtyping import Array, Float, Int
 
 FAR = -1e30  # what is added to a score that must not count; finite, so that padding has finite weights
 LONGEST = 128  # positions whose scores, float32, fit into the registers of one block of threads
-WARPS = 4
+WARPS = 8
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4,))
 def short_attention(
     q: Float[Array, "rows length heads width"],
     k: Float[Array, "rows length heads width"],
     v: Float[Array, "rows length heads width"],
     sentence: Int[Array, "rows length"],
+    *,
     interpret: bool = False,
 ) -> Float[Array, "rows length heads width"]:
     """softmax(q k^T / sqrt(width)) v, where each position sees its own sentence alone (padding, -1, sees padding).
@@ -33,11 +31,16 @@ def short_attention(
     Products take q's dtype and add in float32, as everything else. `length` and `width` are powers of two, 16 at least,
     and `length` is at most `LONGEST`. `interpret` runs without a GPU, slowly.
     """
+    return _attend(q, k, v, sentence, interpret)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _attend(q: Array, k: Array, v: Array, sentence: Array, interpret: bool) -> Array:
     return _over_heads(_forward, 1, interpret)(q, k, v, sentence)[0]
 
 
-def _keep(q: Any, k: Any, v: Any, sentence: Any, interpret: bool) -> tuple[Array, tuple[Array, ...]]:
-    return short_attention(q, k, v, sentence, interpret), (q, k, v, sentence)
+def _keep(q: Array, k: Array, v: Array, sentence: Array, interpret: bool) -> tuple[Array, tuple[Array, ...]]:
+    return _attend(q, k, v, sentence, interpret), (q, k, v, sentence)
 
 
 def _back(interpret: bool, kept: tuple[Array, ...], above: Array) -> tuple[Array | None, ...]:
@@ -45,7 +48,7 @@ def _back(interpret: bool, kept: tuple[Array, ...], above: Array) -> tuple[Array
     return *_over_heads(_backward, 3, interpret)(q, k, v, sentence, above), None
 
 
-short_attention.defvjp(_keep, _back)
+_attend.defvjp(_keep, _back)
 
 
 def serves(q: Float[Array, "rows queries heads width"], k: Float[Array, "rows length heads width"]) -> bool:
@@ -63,6 +66,8 @@ def _ampere_or_later() -> bool:
 
 def _over_heads(kernel: Any, outputs: int, interpret: bool) -> Any:
     """The kernel for each row and head of arrays [rows, length, heads, width]; the fourth is [rows, length]."""
+    from jax.experimental import pallas as pl  # a fifth of a second, for a GPU alone
+    from jax.experimental.pallas import triton
 
     def call(q: Array, *others: Array) -> tuple[Array, ...]:
         rows, length, heads, width = q.shape
