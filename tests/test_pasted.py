@@ -38,6 +38,10 @@ NOT_RUN = {  # command -> why; all others must end with exit code 0
     "jaxdfl run --preset paper --dry-run": HUB,
     "jaxdfl run --preset paper --out runs/paper": HUB,
     "pip install -e '.[demo,cuda12]'": GPU,
+    "python -m benchmarks.accelerator": "RoBERTa-large's size, for a GPU",
+    "python -m benchmarks.accelerator --local-steps 20 --rounds 5 --profile": "the same",
+    "python -m benchmarks.rounds --no-roof --data-dir DATA --dtype bfloat16 --tolerance 0.02 --systems jaxdfl_sweep "
+    "peft_loop --batch-size 32 --local-steps 5 --warm-up 2 --repetitions 3": "360 clients, for a GPU",
     "jaxdfl sweep --preset paper --rank 4 8 --launcher ray --ray-address auto --gpus 1 --out runs/paper_ray": CLUSTER,
     "jaxdfl sweep --preset paper --rank 4 8 --launcher slurm --gpus 1 --minutes 240 --slurm partition=gpu "
     "--out runs/slurm": CLUSTER,
