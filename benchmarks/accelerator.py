@@ -37,7 +37,7 @@ from jaxdfl.simulate.rounds import init
 from jaxdfl.simulate.run import Stop, make_advance, simulate
 from jaxdfl.trees import stack
 
-PEAKS = {"H100": 989.4, "H200": 989.4, "A100": 312.0, "L4": 121.0}  # TFLOP/s, dense bfloat16, by the makers' datasheets
+PEAKS = {"H100": 989.4, "H200": 989.4, "A100": 312.0}  # TFLOP/s, dense bfloat16, of the SXM cards by their datasheets
 EXAMPLES = 4096
 SIZE = 8192 if jax.default_backend() != "cpu" else 1024  # of the square product that sets the roof
 
@@ -55,7 +55,7 @@ class Options:
     length: int = 128
     local_steps: int = 5
     rounds: int = 6
-    """The first compiles; the second settles."""
+    """Three at least: the first compiles, the second settles."""
     rank: int = 8
     chunk: int | None = None
     """Clients at a time; None: all."""
@@ -73,12 +73,15 @@ class Options:
 def main() -> int:
     """Runs, and prints."""
     options = tyro.cli(Options)
+    if options.rounds < 3:
+        print(f"error: `--rounds` must be at least 3, got {options.rounds}.", file=sys.stderr)
+        return 2
     if options.plain_attention:
         layers.serves = lambda q, k: False
     device = jax.devices()[0]
     peak = next((value for name, value in PEAKS.items() if name in device.device_kind), None)
     best = _best_product()
-    seconds, compiling, operations, memory = _rounds(options)
+    seconds, compiling, operations, memory = measure(options)
     rate = operations / seconds / 1e12
     found = {
         "options": asdict(options), "device": device.device_kind, "packages": record.packages(), "seconds": seconds,
@@ -115,7 +118,7 @@ def _best_product() -> float:
     return 10 * 2 * SIZE**3 / median(times) / 1e12
 
 
-def _rounds(options: Options) -> tuple[float, float, float, float]:
+def measure(options: Options) -> tuple[float, float, float, float]:
     """Median seconds of a round, those of compiling, operations of a round, and peak GiB of the device."""
     config = EncoderConfig(
         "roberta", vocabulary=50265, positions=514, types=1, width=options.width, layers=options.layers,
@@ -123,7 +126,7 @@ def _rounds(options: Options) -> tuple[float, float, float, float]:
     )  # fmt: skip
     model = random_model(config, 3, jax.random.key(0), jnp.bfloat16)
     classifier = adapt(model, jax.random.key(1), rank=options.rank, remat=options.remat)
-    room = Room(options.length, max(1, ACCELERATOR_GROUP // options.length), 1)
+    room = Room(options.length, min(options.batch_size, max(1, ACCELERATOR_GROUP // options.length)), 1)
     loss = packed_cross_entropy(classifier.logits, room) if options.packing else cross_entropy(classifier)
 
     draw = np.random.default_rng(0)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from benchmarks import operations, record, roofline, rounds, workload
+from benchmarks import accelerator, operations, record, roofline, rounds, workload
 from benchmarks.remote import Remote
 from benchmarks.systems import SYSTEMS, System
 from benchmarks.worker import peak_mib
@@ -68,6 +68,18 @@ def test_operations_are_those_that_torch_counts():
     with FlopCounterMode(display=False) as counter:
         model(input_ids=ones, attention_mask=ones, labels=ones[:, 0]).loss.backward()
     assert counter.get_total_flops() == operations.client_step(SHAPE, SENTENCES, LENGTH, RANK)
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_rounds_of_a_large_model_are_counted_by_what_they_compute(packing):
+    asked = accelerator.Options(
+        layers=LAYERS, width=WIDTH, heads=4, intermediate=INTERMEDIATE, clients=2, batch_size=SENTENCES, length=LENGTH,
+        local_steps=2, rounds=3, rank=RANK, packing=packing,
+    )  # fmt: skip
+    seconds, _, counted, _ = accelerator.measure(asked)
+    one = operations.client_step(SHAPE, SENTENCES, LENGTH, RANK, only_read=True) + 2 * SENTENCES * LENGTH**2
+    assert seconds > 0
+    assert counted == 2 * 2 * one
 
 
 def test_loops_count_by_their_length_and_branches_by_the_costliest():
