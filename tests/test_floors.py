@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = {
     "__init__": 0, "protocol": 0,
-    "trees": 1, "spelling": 1, "exit_codes": 1, "memory": 1,
+    "trees": 1, "spelling": 1, "exit_codes": 1, "memory": 1, "factorizations": 1,
     "lora": 2, "topology": 2, "data": 2,
     "models": 3, "peft": 3, "mixing": 3,
     "methods": 4, "metrics": 4, "diagnostics": 4, "concentration": 4, "statistics": 4, "objectives": 4,

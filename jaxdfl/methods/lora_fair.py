@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxdfl.factorizations import solve
 from jaxdfl.methods.schedules import both_factors
 from jaxdfl.mixing import gossip
 from jaxdfl.protocol import Exchange, Info, Method, Mixer, PerBlock, State
@@ -86,7 +87,7 @@ def corrected_gossip(strength: float, objective: Objective) -> Mixer:
 def nearest(product: Product, gram: Gram, b: Product, strength: float) -> Product:
     """argmin over D of ||P - (B + D) A||_F^2 + strength ||D||_F^2, in closed form."""
     missed = product - jnp.matmul(b, gram, precision="highest")  # (P - B A) A^T
-    return jnp.linalg.solve(gram + strength * jnp.eye(gram.shape[0], dtype=gram.dtype), missed.T).T
+    return solve(gram + strength * jnp.eye(gram.shape[0], dtype=gram.dtype), missed.T).T
 
 
 def likest(product: Product, size: Float[Array, ""], gram: Gram, b: Product, strength: float) -> Product:
@@ -106,7 +107,7 @@ def likest(product: Product, size: Float[Array, ""], gram: Gram, b: Product, str
         square, norm = jnp.where(defined, square, 1), jnp.where(defined, size, 1)
         turn = (jnp.sum(product * whole) / square * along - product) / (norm * jnp.sqrt(square))
         slope = turn + 2 * strength * change
-        step = jnp.linalg.solve(2 / square * gram + 2 * strength * identity, slope.T).T
+        step = solve(2 / square * gram + 2 * strength * identity, slope.T).T
         whole = b + change - step
         overlap, square = jnp.sum(b * whole), jnp.sum(whole**2)
         scale = jnp.where((overlap > 0) & (square > 0), overlap / jnp.where(square > 0, square, 1), 1)

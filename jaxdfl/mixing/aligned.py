@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from jaxdfl.factorizations import det, orthogonal, svd
 from jaxdfl.mixing.gossip import gossip, paid
 from jaxdfl.mixing.weighted import weighted
 from jaxdfl.protocol import Exchange, Info, Mixer, PerBlock, RoundKey, State
@@ -38,15 +39,15 @@ def rotation(
     theta = pi. Where x or the reference is 0 there is nothing to align, and R = I.
     """
     correlation = jnp.einsum("...rd,...sd->...rs", wide(x), wide(reference), precision="highest")
-    left, _, right = jnp.linalg.svd(correlation)
+    left, _, right = svd(correlation)
     turn = jnp.matmul(left, right, precision="highest")
     if softness <= 1:
-        sign = jnp.sign(jnp.linalg.det(turn))[..., None]
+        sign = jnp.sign(det(turn))[..., None]
         right = right.at[..., -1, :].multiply(sign)
         turn = jnp.matmul(left, right, precision="highest")
     identity = jnp.eye(turn.shape[-1], dtype=turn.dtype)
     if softness < 1:
-        left, _, right = jnp.linalg.svd((1 - softness) * identity + softness * turn)
+        left, _, right = svd((1 - softness) * identity + softness * turn)
         turn = jnp.matmul(left, right, precision="highest")
     return jnp.where(jnp.any(correlation != 0, axis=(-2, -1), keepdims=True), turn, identity)
 
@@ -175,6 +176,6 @@ def _haar(key: RoundKey, blocks: PerBlock) -> dict[str, Float[Array, "clients ra
     """A rotation or reflection for every target and client, uniform over O(rank)."""
     pairs = _pairs(blocks)
     return {
-        path: jax.random.orthogonal(k, blocks.a[path].shape[1], blocks.a[path].shape[:1])
+        path: orthogonal(k, *blocks.a[path].shape[:2])
         for path, k in zip(pairs, jax.random.split(key, max(1, len(pairs))), strict=False)
     }

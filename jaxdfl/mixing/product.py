@@ -32,6 +32,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxdfl.factorizations import qr, svd
 from jaxdfl.mixing.aligned import rotation
 from jaxdfl.mixing.gossip import gossip
 from jaxdfl.protocol import Exchange, Info, Mixer, PerBlock, State
@@ -60,12 +61,12 @@ def truncated_products(
 ) -> Truncated:
     """The truncated SVD of sum_j W_ij B_j A_j for every receiver i, in the factors' dtype; one core at a time."""
     rank = a.shape[1]
-    q_a, r_a = jnp.linalg.qr(a.reshape(-1, a.shape[-1]).T)  # [d_in, k], [k, clients * rank]
-    q_b, r_b = jnp.linalg.qr(jnp.moveaxis(b, 0, 1).reshape(b.shape[1], -1))
+    q_a, r_a = qr(a.reshape(-1, a.shape[-1]).T)  # [d_in, k], [k, clients * rank]
+    q_b, r_b = qr(jnp.moveaxis(b, 0, 1).reshape(b.shape[1], -1))
 
     def one(row: Float[Array, " clients"]) -> Truncated:
         core = jnp.matmul(r_b * jnp.repeat(row, rank), r_a.T, precision="highest")
-        u, s, vt = jnp.linalg.svd(core, full_matrices=False)
+        u, s, vt = svd(core)
         u = jnp.matmul(q_b, u[:, :rank], precision="highest")
         vt = jnp.matmul(vt[:rank], q_a.T, precision="highest")
         return Truncated(u, s[:rank], vt, jnp.sum(jnp.square(s[rank:])))
