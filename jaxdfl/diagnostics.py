@@ -112,9 +112,7 @@ def _cross(a: Float[Array, "m rank d_in"], b: Float[Array, "m d_out rank"]) -> F
 def _qr(x: Float[Array, "d_out rank"]) -> tuple[Float[Array, "d_out rank"], Float[Array, "rank rank"]]:
     """Q and R with x = Q R; columns of Q are orthonormal, or zero where a column of x adds no direction.
 
-    Gram-Schmidt, twice, since LAPACK's must not be called here: inside a program for several runs it waits for threads
-    of the pool that it occupies itself, and where there are as many such calls as threads, none ever returns (jaxlib
-    0.10.1, two cores, two CPU devices; experiments/LOG.md).
+    Gram-Schmidt, twice, of all clients at a time: LAPACK's would go one by one (`jaxdfl.factorizations`), in every round.
     """
     product = partial(jnp.matmul, precision="highest")
 
