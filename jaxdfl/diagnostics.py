@@ -112,7 +112,7 @@ def _cross(a: Float[Array, "m rank d_in"], b: Float[Array, "m d_out rank"]) -> F
 def _qr(x: Float[Array, "d_out rank"]) -> tuple[Float[Array, "d_out rank"], Float[Array, "rank rank"]]:
     """Q and R with x = Q R; columns of Q are orthonormal, or zero where a column of x adds no direction.
 
-    Gram-Schmidt, twice, of all clients at a time: LAPACK's would go one by one (`jaxdfl.factorizations`), in every round.
+    Gram-Schmidt, twice, of all clients at a time; by LAPACK they would go one by one (`jaxdfl.factorizations`).
     """
     product = partial(jnp.matmul, precision="highest")
 
