@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-FAR = -1e30  # what is added to a score that must not count; finite, so that padding has finite weights
+FAR = -1e30  # in the place of a score that must not count; finite, as all weights then are
 LONGEST = 128  # positions whose scores, float32, fit into the registers of one block of threads
 WARPS = 8
 
