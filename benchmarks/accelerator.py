@@ -31,7 +31,7 @@ from jaxdfl import methods, topology
 from jaxdfl.data.examples import Examples
 from jaxdfl.data.packing import Room
 from jaxdfl.models import EncoderConfig, layers, random_model
-from jaxdfl.models.classifier import adapt, cross_entropy
+from jaxdfl.models.classifier import Classifier, adapt, cross_entropy
 from jaxdfl.models.packed import packed_cross_entropy
 from jaxdfl.problems.backbone import ACCELERATOR_GROUP
 from jaxdfl.simulate.operations import matrix_products
@@ -41,12 +41,11 @@ from jaxdfl.trees import stack
 
 PEAKS = {"H100": 989.4, "H200": 989.4, "A100": 312.0}  # TFLOP/s, dense bfloat16, of the SXM cards by their datasheets
 EXAMPLES = 4096
-SIZE = 8192 if jax.default_backend() != "cpu" else 1024  # of the square product that sets the roof
 
 
 @dataclass(frozen=True)
-class Options:
-    """Rounds of a large model: milliseconds, TFLOP/s, share of the peak."""
+class Shape:
+    """Of a model, and of a step of all clients."""
 
     layers: int = 24
     width: int = 1024
@@ -55,17 +54,23 @@ class Options:
     clients: int = 10
     batch_size: int = 32
     length: int = 128
+    rank: int = 8
+    plain_attention: bool = False
+    """XLA's attention, also where the kernel for short rows would serve."""
+    remat: bool = False
+
+
+@dataclass(frozen=True)
+class Options(Shape):
+    """Rounds of a large model: milliseconds, TFLOP/s, share of the peak."""
+
     local_steps: int = 5
     rounds: int = 6
     """Three at least: the first compiles, the second settles."""
-    rank: int = 8
     chunk: int | None = None
     """Clients at a time; None: all."""
     packing: bool = False
     """Sentences as long as a row leave nothing to pack; then it shows what packing costs."""
-    plain_attention: bool = False
-    """XLA's attention, also where the kernel for short rows would serve."""
-    remat: bool = False
     profile: bool = False
     """Trace one more round."""
     out: Path | None = None
@@ -80,7 +85,8 @@ def main() -> int:
         return 2
     device = jax.devices()[0]
     peak = next((value for name, value in PEAKS.items() if name in device.device_kind), None)
-    best = _best_product()
+    size = 8192 if device.platform != "cpu" else 1024  # of the square product that sets the roof
+    best = _best_product(size)
     with _plain_attention() if options.plain_attention else nullcontext():
         seconds, compiling, operations, memory = measure(options)
     rate = operations / seconds / 1e12
@@ -89,7 +95,7 @@ def main() -> int:
         "compiling": compiling, "tflop": operations / 1e12, "tflops": rate, "best_product_tflops": best, "peak": peak,
         "peak_gib": memory,
     }  # fmt: skip
-    print(f"{device.device_kind}, jax {jax.__version__}; best product of {SIZE}^3 {best:.0f} TFLOP/s")
+    print(f"{device.device_kind}, jax {jax.__version__}; best product of {size}^3 {best:.0f} TFLOP/s")
     share = f", {rate / peak:.1%} of {peak:.0f}" if peak else ""
     print(
         f"{seconds / options.local_steps * 1e3:.1f} ms a step of {options.clients} clients, "
@@ -107,13 +113,13 @@ def _plain_attention() -> AbstractContextManager[Any]:
     return patch.object(layers, "serves", lambda q, k: False)
 
 
-def _best_product() -> float:
+def _best_product(size: int) -> float:
     """TFLOP/s of a square bfloat16 product, by ten in a row."""
-    x, y = (jax.random.normal(jax.random.key(n), (SIZE, SIZE), jnp.bfloat16) for n in range(2))
+    x, y = (jax.random.normal(jax.random.key(n), (size, size), jnp.bfloat16) for n in range(2))
 
     @jax.jit
     def ten(x: jax.Array, y: jax.Array) -> jax.Array:
-        return jax.lax.fori_loop(0, 10, lambda _, z: (z @ y * SIZE**-0.5).astype(jnp.bfloat16), x)
+        return jax.lax.fori_loop(0, 10, lambda _, z: (z @ y * size**-0.5).astype(jnp.bfloat16), x)
 
     ten(x, y).block_until_ready()
     times = []
@@ -121,17 +127,22 @@ def _best_product() -> float:
         began = time.perf_counter()
         ten(x, y).block_until_ready()
         times.append(time.perf_counter() - began)
-    return 10 * 2 * SIZE**3 / median(times) / 1e12
+    return 10 * 2 * size**3 / median(times) / 1e12
+
+
+def large(shape: Shape) -> Classifier:
+    """The adapted model, in bfloat16."""
+    config = EncoderConfig(
+        "roberta", vocabulary=50265, positions=514, types=1, width=shape.width, layers=shape.layers,
+        heads=shape.heads, intermediate=shape.intermediate, epsilon=1e-5, position_offset=2,
+    )  # fmt: skip
+    model = random_model(config, 3, jax.random.key(0), jnp.bfloat16)
+    return adapt(model, jax.random.key(1), rank=shape.rank, remat=shape.remat)
 
 
 def measure(options: Options) -> tuple[float, float, float, float]:
     """Median seconds of a round, those of compiling, operations of a round, and peak GiB of the device."""
-    config = EncoderConfig(
-        "roberta", vocabulary=50265, positions=514, types=1, width=options.width, layers=options.layers,
-        heads=options.heads, intermediate=options.intermediate, epsilon=1e-5, position_offset=2,
-    )  # fmt: skip
-    model = random_model(config, 3, jax.random.key(0), jnp.bfloat16)
-    classifier = adapt(model, jax.random.key(1), rank=options.rank, remat=options.remat)
+    classifier = large(options)
     room = Room(options.length, min(options.batch_size, max(1, ACCELERATOR_GROUP // options.length)), 1)
     loss = packed_cross_entropy(classifier.logits, room) if options.packing else cross_entropy(classifier)
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from benchmarks import accelerator, operations, record, roofline, rounds, workload
+from benchmarks import accelerator, operations, record, roofline, rounds, without_gpu, workload
 from benchmarks.remote import Remote
 from benchmarks.systems import SYSTEMS, System
 from benchmarks.worker import peak_mib
@@ -49,6 +49,35 @@ def test_operations_are_those_that_xla_counts():
     counted = operations.client_step(SHAPE, SENTENCES, LENGTH, RANK, only_read=True)
     # XLA also counts what is no product: 12 % at this width, 2 % at MiniLM's.
     assert counted < analysis["flops"] < 1.15 * counted
+
+
+def test_bytes_are_those_of_what_a_program_reads_and_writes():
+    program = """
+%fused (p: bf16[512,4096]) -> bf16[512,4096] {
+  ROOT %big = f32[512,4096]{1,0} parameter(0)
+}
+
+ENTRY %main (x: bf16[512,4096], s: f32[]) -> bf16[512,4096] {
+  %x = bf16[512,4096]{1,0} parameter(0), metadata={op_name="x"}
+  %s = f32[] parameter(1)
+  %small.3 = f32[8]{0} broadcast(%s), dimensions={}
+  %add.7 = (bf16[512,4096]{1,0}, f32[512]{0}) fusion(%x, %small.3), calls=%fused, metadata={op_name="jit(f)/add"}
+  ROOT %one = bf16[512,4096]{1,0} get-tuple-element(%add.7), index=0
+}
+"""
+    array = 512 * 4096 * 2
+    assert list(without_gpu.moved(program)) == [
+        without_gpu.Moved("add (bf16[512,4096], f32[512]) add", array + 8 * 4, array + 512 * 4)
+    ]
+
+
+def test_what_compiles_for_a_gpu_is_asked_for_by_name():
+    command = [sys.executable, "-m", "benchmarks.without_gpu", "--layers", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        pytest.skip("it is installed here")
+    assert done.returncode == 2
+    assert f"pip install jax-cuda13-plugin=={jax.__version__}" in done.stderr
 
 
 def test_operations_are_those_that_torch_counts():
