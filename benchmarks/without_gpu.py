@@ -86,7 +86,7 @@ def main() -> int:
         program = compiled(shape, scratch)
         for kernel in ("forward", "backward"):
             print(f"{kernel}: {registers(kernel, Path(scratch), assemblers[0])}")
-    operations = Counter(moved(program.as_text()))
+    operations = Counter(moved(str(program.as_text())))
     total = sum((each.read + each.written) * times for each, times in operations.items())
     table = Table("times", "MB read", "written", "operation", title=f"{total / 1e9:.1f} GB are moved")
     for each, times in sorted(operations.items(), key=lambda item: -(item[0].read + item[0].written) * item[1])[:40]:
