@@ -40,6 +40,7 @@ NOT_RUN = {  # command -> why; all others must end with exit code 0
     "pip install -e '.[demo,cuda12]'": GPU,
     "python -m benchmarks.accelerator": "RoBERTa-large's size, for a GPU",
     "python -m benchmarks.accelerator --local-steps 20 --rounds 5 --profile": "the same",
+    "python -m benchmarks.without_gpu": "wants JAX's compiler for GPUs, and says how to install it",
     "python -m benchmarks.rounds --no-roof --data-dir DATA --dtype bfloat16 --tolerance 0.02 --systems jaxdfl_sweep "
     "peft_loop --batch-size 32 --local-steps 5 --warm-up 2 --repetitions 3": "360 clients, for a GPU",
     "jaxdfl sweep --preset paper --rank 4 8 --launcher ray --ray-address auto --gpus 1 --out runs/paper_ray": CLUSTER,
@@ -58,8 +59,8 @@ NOT_RUN = {  # command -> why; all others must end with exit code 0
     "python -m benchmarks.scaling --data-dir DATA --out scaling.json": MEASURED,
     "python -m benchmarks.scaling --data-dir DATA --axes clients --rounds 2 --stretches 3": MEASURED,
     "python -m benchmarks.scaling --data-dir DATA --axes clients --sizes 4 16 64 --rounds 10 --stretches 3": MEASURED,
-    "BENCHMARK_FLOWER_PYTHON=flower/bin/python python -m benchmarks.rounds --data-dir DATA --repetitions 4 --systems "
-    "jaxdfl peft_loop peft_loop_padded flower": MEASURED,
+    "BENCHMARK_FLOWER_PYTHON=flower/bin/python python -m benchmarks.rounds --data-dir DATA --repetitions 5 --systems "
+    "jaxdfl jaxdfl_padded peft_loop peft_loop_padded jax_loop torch_stacked flower": MEASURED,
 }
 MINILM = "python experiments/mnli.py --preset minilm --data-dir DATA"
 TOO_LONG = {  # command -> the operations that `--dry-run`, which is put behind it, says: 1e15 are about an hour
