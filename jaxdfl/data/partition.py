@@ -27,11 +27,11 @@ def build(spec: str, labels: Labels, classes: int, clients: int, seed: int) -> P
     Raises:
         ValueError: unknown name, a missing, superfluous or unreadable argument, or an impossible partition.
     """
-    name, _, argument = spec.partition(":")
+    name, colon, argument = spec.partition(":")
     if name not in PARTITIONS:
         raise ValueError(f"`partition` must be one of {', '.join(PARTITIONS)}, got {spec!r}.")
     form, split = PARTITIONS[name]
-    if (":" in form) != bool(argument):
+    if not (":" in form) == bool(colon) == bool(argument):
         raise ValueError(f"`partition` must be written {form!r}, got {spec!r}.")
     return split(labels, classes, clients, argument, seed)
 

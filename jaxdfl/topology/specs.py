@@ -21,8 +21,8 @@ def values(spec: str, parameters: Mapping[str, type], readers: Mapping[type, Cal
     Raises:
         ValueError: too few or too many values, or one that is not of its type.
     """
-    name, _, rest = spec.partition(":")
-    words = rest.split(":", len(parameters) - 1) if rest else []
+    name, colon, rest = spec.partition(":")
+    words = rest.split(":", len(parameters) - 1) if colon else []
     if len(words) != len(parameters):
         raise ValueError(f"`spec` must read {':'.join([name, *parameters])!r}, got {spec!r}.")
     return [

@@ -161,7 +161,9 @@ def test_more_clients_than_examples_is_an_error(spec):
     [
         ("even", "must be one of paper, dirichlet"),
         ("dirichlet", "must be written 'dirichlet:ALPHA'"),
+        ("dirichlet:", "must be written 'dirichlet:ALPHA'"),
         ("iid:3", "must be written 'iid'"),
+        ("paper:", "must be written 'paper'"),
         ("dirichlet:low", "not a number: 'low'"),
         ("dirichlet:1,2", "one number"),
         ("dirichlet:-1", "`alpha` must be positive"),

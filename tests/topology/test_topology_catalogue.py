@@ -172,6 +172,7 @@ def test_a_file_that_does_not_fit_is_refused_with_its_name(tmp_path):
         ("rng", 4, "unknown topology 'rng'; known are ring, complete, .*, or a path ending in .npy"),
         ("", 4, "unknown topology ''; known are complete"),
         ("ring", 0, "`clients` must be at least 1, got 0"),
+        ("ring:", 4, "`spec` must read 'ring', got 'ring:'"),
         ("ring:3", 4, "`spec` must read 'ring', got 'ring:3'"),
         ("erdos_renyi", 4, "`spec` must read 'erdos_renyi:p', got 'erdos_renyi'"),
         ("small_world:4", 8, "`spec` must read 'small_world:degree:p', got 'small_world:4'"),

@@ -67,6 +67,7 @@ def test_random_work_depends_on_its_key_and_on_its_round():
     [
         ("lazy", 4, "unknown work 'lazy'; known are steady, stragglers, uneven, random."),
         ("unevn:0.5", 4, "unknown work 'unevn'; known are uneven, steady"),
+        ("steady:", 4, "`spec` must read 'steady', got 'steady:'"),
         ("steady:1", 4, "`spec` must read 'steady', got 'steady:1'"),
         ("stragglers:0.3", 4, "`spec` must read 'stragglers:fraction:share', got 'stragglers:0.3'"),
         ("uneven:half", 4, "`lowest` in 'uneven:half' must be a number, got 'half'"),
