@@ -8,12 +8,6 @@ how long it takes: XLA chooses among kernels by trying them, and cannot here. It
 """
 
 import os
-
-os.environ |= {
-    "JAX_PLATFORMS": "cpu",
-    "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",
-}  # it asks for cuDNN, which only runs need
-
 import re
 import subprocess
 import sys
