@@ -7,7 +7,9 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
+import docstring_parser
 import tyro
+from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
 from jaxdfl import preset_files
 from jaxdfl.preset_files import OF_ONE_COMMAND, fits
@@ -31,7 +33,7 @@ def parse(presets: Mapping[str, Settings], argv: Sequence[str], command: str | N
         with contextlib.redirect_stderr(said):
             settings, unknown = tyro.cli(
                 Settings, prog=command, args=list(argv), default=preset, description=_describe(presets),
-                return_unknown_args=True,
+                return_unknown_args=True, registry=_REGISTRY,
             )  # fmt: skip
     except SystemExit as stop:
         if not stop.code:  # --help
@@ -119,6 +121,29 @@ def _describe(presets: Mapping[str, Settings]) -> str:
         + "\n\nPresets (--preset NAME, or your own FILE.toml, or a run folder):\n"
         + "\n".join(lines)
     )
+
+
+def _options(info: StructTypeInfo) -> StructConstructorSpec | None:
+    """The options of `Settings` as tyro would have them itself, but for the breaks of lines in its docstrings.
+
+    tyro (1.0) keeps those of indented lines, and the help then breaks its lines there as well as at its own margin.
+    """
+    if info.type is not Settings:
+        return None
+    told = {
+        each.arg_name: " ".join(each.description.split())
+        for each in docstring_parser.parse_from_object(Settings).params
+        if each.description
+    }
+    options = (
+        StructFieldSpec(name, hint, getattr(info.default, name), told.get(name))
+        for name, hint in get_type_hints(Settings).items()
+    )
+    return StructConstructorSpec(Settings, tuple(options))
+
+
+_REGISTRY = ConstructorRegistry()
+_REGISTRY.struct_rule(_options)
 
 
 def _unboxed(text: str) -> str:

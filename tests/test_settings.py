@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -56,6 +57,18 @@ def test_help_prints_options_and_presets_and_ends_well(capsys):
     said = capsys.readouterr().out
     assert "--local-steps" in said
     assert "other: task sst2, weights demo, on ring" in said
+
+
+def test_help_breaks_its_lines_at_the_margin_alone(capsys):
+    with pytest.raises(SystemExit):
+        parse(PRESETS, ["--help"])
+    lines = capsys.readouterr().out.replace("│", " ").splitlines()
+    first = next(number for number, line in enumerate(lines) if "show this help message" in line)
+    column = lines[first].index("show this help message")
+    margin = max(map(len, (line.rstrip() for line in lines[first:])))
+    for line, following in pairwise(map(str.rstrip, lines[first:])):
+        if line[column - 2 : column] == "  " and following[:column].isspace():  # the first line's help goes on
+            assert len(f"{line} {following.split()[0]}") > margin, f"{line!r} ends before {following!r}"
 
 
 @pytest.mark.parametrize(
