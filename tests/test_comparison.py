@@ -198,12 +198,30 @@ def report(tmp_path_factory):
 
 
 def test_a_report_holds_the_page_the_tables_and_every_figure_twice(report):
-    names = ("intervals", "accuracy", "accuracy_by_bytes", "cross_term", "disagreement", "network_0", "network_1")
-    for name in (*names, "clients", "holdings"):
+    curves = ("intervals", "accuracy", "accuracy_by_bytes", "cross_term", "disagreement")
+    for name in (*curves, "network_erdos_renyi-0.1", "network_ring", "clients", "holdings"):
         assert (report / "figures" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
         assert (report / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     assert (report / "tables.md").is_file()
     assert r"\toprule" in (report / "tables.tex").read_text()
+
+
+def test_a_report_takes_the_place_of_an_earlier_one_and_leaves_other_files(tmp_path):
+    out = tmp_path / "out"
+    for name in ("ring", "star"):
+        asked = {"methods": ("dec_lora",), "topologies": {name: 0.9}, "seeds": (0,)}
+        assert main(["report", str(write(tmp_path / name, **asked)), "--out", str(out)]) == 0
+        (out / "figures" / "network_mine.png").touch()
+    kept = {path.name for path in (out / "figures").glob("network_*")}
+    assert kept == {"network_star.pdf", "network_star.png", "network_mine.png"}
+
+
+def test_a_run_folder_takes_no_report(tmp_path, capsys):
+    folder = write(tmp_path / "run", seeds=(0,))
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["report", str(folder), "--out", str(folder)]) == 2
+    assert f"`--out` must not be a run folder, got {folder} with a manifest.json; name" in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_the_page_names_no_other_file_and_no_path(report):

@@ -28,6 +28,7 @@ DIGITS = re.compile(r"^(\S+) (\[.*\]|\(.*\))$")  # what stands small beside a nu
 class Shown(NamedTuple):
     """A figure in the page."""
 
+    name: str  # of its files
     figure: Figure
     words: str  # what it shows, for those who do not see it too
 
@@ -104,7 +105,8 @@ def _class(header: str) -> str:
 
 def _figures(shown: Iterable[Shown]) -> str:
     return "".join(
-        f"<figure>{drawn(figure, words)}<figcaption>{_text(words)}</figcaption></figure>" for figure, words in shown
+        f'<figure data-file="{_text(name)}">{drawn(figure, words)}<figcaption>{_text(words)}</figcaption></figure>'
+        for name, figure, words in shown
     )
 
 
