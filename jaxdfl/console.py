@@ -60,7 +60,7 @@ def show_setup(manifest: Mapping[str, Any]) -> None:
         error = "" if found["rho_is_exact"] else f" ± {found['standard_error']:.3f}"
         networks.add_row(
             spec, f"{found['rho']:.3f}{error}", f"{found['sigma_2']:.3f}", f"{found['links']:.1f}",
-            f"{found['connected']:.0%}", str(found["recommended_period"] or "none"),
+            report.share(found["connected"]), str(found["recommended_period"] or "none"),
         )  # fmt: skip
     OUT.print(networks)
     OUT.print(

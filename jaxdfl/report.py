@@ -257,6 +257,11 @@ def size(count: int | float) -> str:
     return f"{count / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
 
 
+def share(part: float) -> str:
+    """In percent: `22%`; below one percent the first digit that is not 0, as `0.6%`."""
+    return f"{part:.0%}" if part == 0 or part >= 0.01 else f"{100 * part:.1g}%"
+
+
 def _markdown(summary: Summary) -> str:
     headers, lines = _cells(summary)
     rule = ["---" if header in ("topology", "method") else "---:" for header in headers]

@@ -21,7 +21,9 @@ from jaxdfl.commands import COMMANDS, launching, main
 from jaxdfl.commands.methods import file_of, paper, spelt
 from jaxdfl.commands.sweep import folder_name, split
 from jaxdfl.methods import METHODS, WRAPPERS
+from jaxdfl.prepare import spectrum_of
 from jaxdfl.processes import DISTRIBUTED
+from jaxdfl.report import share
 from jaxdfl.run_folder import RunFolder, read_manifest
 from jaxdfl.settings import check
 from jaxdfl.topology import build
@@ -147,6 +149,15 @@ def test_topology_says_what_a_ring_is_and_draws_it(capsys, tmp_path):
     ):
         assert words in text
     assert (tmp_path / "new" / "ring.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_topology_and_a_report_say_the_same_of_single_rounds_however_few_connect(capsys):
+    connected = spectrum_of(build("erdos_renyi:0.1", 10)).connected
+    assert 0.003 < connected < 0.0095
+    text = said(capsys, "topology", "erdos_renyi:0.1", "--clients", "10")
+    assert f"connected    {share(connected)} of rounds alone; in 64 rounds, " in text
+    shares = {0.0: "0%", 0.00025: "0.03%", 0.0058: "0.6%", 0.0096: "1%", 0.0104: "1%", 1.0: "100%"}
+    assert {part: share(part) for part in shares} == shares
 
 
 def test_topology_knows_networks_that_agree_exactly_or_never(capsys):

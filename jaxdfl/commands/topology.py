@@ -4,13 +4,11 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-from jaxtyping import Bool
-
 from jaxdfl import drawings, figures
 from jaxdfl.commands.parser import Parser, one_line
 from jaxdfl.prepare import spectrum_of
-from jaxdfl.topology import build, recommended_period, rounds_to_consensus
+from jaxdfl.report import share
+from jaxdfl.topology import Spectrum, Topology, build, recommended_period, rounds_to_consensus
 
 EXAMPLES = """\
   jaxdfl topology ring --clients 10
@@ -18,7 +16,7 @@ EXAMPLES = """\
   jaxdfl topology random_links:0.3:torus --clients 16
   jaxdfl topology weights.npy --clients 10                                 a doubly stochastic matrix, or a stack
 """
-WINDOWS = (1, 2, 4, 8, 16, 32)  # rounds
+WINDOWS = (2, 4, 8, 16, 32)  # rounds in a row
 
 
 def work(argv: Sequence[str]) -> None:
@@ -44,7 +42,7 @@ def work(argv: Sequence[str]) -> None:
         "sigma_2": f"{found.sigma_2:.4f} of E[W]; gap {found.gap:.4f}",
         "T*": f"{_period(found.rho)}; TAD-LoRA's period",
         "messages": f"{found.links:.1f} a round",
-        "connected": _connected(drawings.links_by_round(topology)),
+        "connected": _connected(topology, found),
         "consensus": f"exact after {agreed} rounds" if agreed else "in the limit only" if found.rho < 1 else "never",
     }  # fmt: skip
     print(f"{topology.name}, {topology.clients} clients, {asked.rule}")
@@ -56,15 +54,18 @@ def work(argv: Sequence[str]) -> None:
         print(f"  {'picture':<12} {asked.out}")
 
 
-def _connected(links: Bool[np.ndarray, "rounds clients clients"]) -> str:
-    """`0% of rounds alone, 22% of 2 in a row, ...`, up to the first window that always connects."""
-    said = []
+def _connected(topology: Topology, found: Spectrum) -> str:
+    """`0.6% of rounds alone; in 64 rounds, 22% of 2 in a row, ...`, up to the first window that always connects."""
+    alone = f"{share(found.connected)} of rounds alone"
+    if found.connected == 1:
+        return alone
+    links, said = drawings.links_by_round(topology), []
     for window in WINDOWS:
-        share = drawings.connected_within(links, window)
-        said.append(f"{share:.0%} of " + (f"{window} in a row" if window > 1 else "rounds alone"))
-        if share == 1:
+        connected = drawings.connected_within(links, window)
+        said.append(f"{share(connected)} of {window} in a row")
+        if connected == 1:
             break
-    return ", ".join(said)
+    return f"{alone}; in {len(links)} rounds, {', '.join(said)}"
 
 
 def _period(rho: float) -> str:

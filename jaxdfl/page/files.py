@@ -9,7 +9,7 @@ from pathlib import Path
 from jaxdfl import drawings, figures, tables
 from jaxdfl.comparison import Comparison
 from jaxdfl.page import Shown, page
-from jaxdfl.report import FIGURES, curves
+from jaxdfl.report import FIGURES, curves, share
 from jaxdfl.run_folder import at_rate
 from jaxdfl.statistics import Interval
 from jaxdfl.topology import Spectrum, build
@@ -77,8 +77,8 @@ def _networks(comparison: Comparison) -> Iterator[Shown]:
         period = found.get("recommended_period")
         words = (
             f"{spec}: rho {spectrum.rho:.3f}, sigma_2 {spectrum.sigma_2:.3f}, {spectrum.links:.1f} messages a round, "
-            f"connected in {spectrum.connected:.0%} of single rounds, T* {period or 'none'}. Grey: who may ever hear "
-            "whom; blue: who does in the first round."
+            f"connected in {share(spectrum.connected)} of single rounds, T* {period or 'none'}. Grey: who may ever "
+            "hear whom; blue: who does in the first round."
         )
         yield Shown("network_" + UNSAFE.sub("-", spec)[-LONGEST:], drawings.figure(topology, spectrum), words)
 
