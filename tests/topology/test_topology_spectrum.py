@@ -124,8 +124,13 @@ def test_a_network_without_links_never_mixes_and_the_complete_one_mixes_at_once(
     assert of("isolated").rho == 1
     assert of("erdos_renyi:0", samples=10).rho == 1
     assert of("erdos_renyi:1", samples=10).rho == pytest.approx(0, abs=1e-6)
-    assert of("complete").rho == pytest.approx(0, abs=1e-6)
     assert (of("isolated").connected, of("complete").connected) == (0, 1)
+
+
+@pytest.mark.parametrize("clients", [3, 10, 33, 100])
+def test_rho_of_a_fixed_network_is_exactly_0_or_1_where_mathematics_says_so(clients):
+    assert (of("complete", clients).rho, of("isolated", clients).rho) == (0, 1)
+    assert spectrum(dynamic.fixed(np.roll(np.eye(clients), 1, axis=0)), clients, KEY, period=1).rho == 1
 
 
 @pytest.mark.parametrize("spec", ["complete", "isolated", "erdos_renyi:0.5", "pairwise_meetings:0.5"])
