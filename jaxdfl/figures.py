@@ -130,26 +130,38 @@ def _line(axes: Axes, rounds: np.ndarray, values: np.ndarray, label: str, number
 
 
 def _log_axis(axes: Axes, values: Sequence[float]) -> None:
-    """A logarithmic axis over the values; zeros, and what lies `DECADES` below the largest, on a linear piece below."""
+    """A logarithmic axis about values; zeros, and what lies `DECADES` below the largest, on a linear piece below."""
     positive = [value for value in values if value > 0]
     if not positive:
         axes.set_ylim(-0.05, 1)  # nothing but zeros: a line on the ground
         axes.set_yticks([0])
         return
-    top = math.ceil(math.log10(max(positive)))
-    bottom = max(math.floor(math.log10(min(positive))), top - DECADES)
-    decades = range(bottom, top + 1)
-    thinned = [10.0**exponent for exponent in decades if (top - exponent) % math.ceil(len(decades) / 5) == 0]
-    if min(values) >= 10.0**bottom:
+    low, high = math.log10(min(positive)), math.log10(max(positive))
+    padding = max(0.1 * min(high - low, DECADES), 0.1)
+    bottom, top = max(low - padding, high - DECADES), high + padding
+    ticks, labels = _ticks(bottom, top)
+    if min(values) >= 10**bottom:
         axes.set_yscale("log")
-        axes.set_ylim(10.0**bottom, 10.0**top)
-        axes.set_yticks(thinned)
+        axes.set_ylim(10**bottom, 10**top)
     else:
-        axes.set_yscale("symlog", linthresh=10.0**bottom, linscale=0.6)
-        axes.set_ylim(-0.25 * 10.0**bottom, 10.0**top)
-        axes.set_yticks([0, *thinned])
-        axes.axhspan(-0.25 * 10.0**bottom, 10.0**bottom, color="0.94", zorder=0)
+        axes.set_yscale("symlog", linthresh=10**bottom, linscale=0.6)
+        axes.set_ylim(-0.25 * 10**bottom, 10**top)
+        axes.axhspan(-0.25 * 10**bottom, 10**bottom, color="0.94", zorder=0)
+        ticks, labels = [0, *ticks], labels and ["0", *labels]
+    axes.set_yticks(ticks, labels)
     axes.minorticks_off()
+
+
+def _ticks(bottom: float, top: float) -> tuple[list[float], list[str] | None]:
+    """What to name between two powers of ten: powers, about five of them; where only two are there, more than these."""
+    exponents = range(math.ceil(bottom), math.floor(top) + 1)
+    if len(exponents) > 2:
+        return [10.0**each for each in exponents if (exponents[-1] - each) % math.ceil(len(exponents) / 5) == 0], None
+    steps = [step * 10.0**each for each in range(math.floor(bottom), math.ceil(top)) for step in (1, 2, 5)]
+    found = [step for step in steps if bottom <= math.log10(step) <= top]
+    if len(found) < 3:
+        found = list(MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(10**bottom, 10**top))[1:-1]
+    return found, [format(value, "g") for value in found]
 
 
 def _dress(axes: Axes, title: str, label: str, last: bool) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from jaxdfl import figures
 from jaxdfl.console import show_summary
 from jaxdfl.report import summarize, table
 from jaxdfl.run_folder import RunFolder
@@ -173,6 +174,26 @@ def test_the_same_files_give_the_same_report_and_matplotlib_is_left_as_it_was(ru
     assert len(made) == 5
     assert [path.read_bytes() for path in made] == before
     assert matplotlib.rcParams.copy() == settings
+
+
+def y_axis(*values):
+    """Limits of the axis on which these distances are drawn, and what is named on it."""
+    rows = [{"method": "a", "topology": "ring", "seed": 0, "round": t, "x": value} for t, value in enumerate(values)]
+    (axes,) = figures.draw(rows, {"x": "x"}, {"ring": "ring"}).axes
+    return axes.get_ylim(), [label.get_text() for label in axes.get_yticklabels()]
+
+
+def test_a_logarithmic_axis_ends_near_the_values_and_names_enough_to_read_them():
+    """A tenth of what is spanned is left below and above."""
+    (low, high), names = y_axis(1.0, 0.07)
+    margin = (1 / 0.07) ** 0.1
+    assert (low, high) == (pytest.approx(0.07 / margin), pytest.approx(margin))
+    assert names == ["0.1", "0.2", "0.5", "1"]
+    assert len(y_axis(0.31, 0.32)[1]) > 2
+    assert len(y_axis(1e-6, 0.2)[1]) in range(3, 6)
+    low, high = y_axis(0.0, 1e-3, 0.5)[0]  # which keeps room for zero
+    assert low < 0
+    assert high < 1
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
