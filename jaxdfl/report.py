@@ -21,6 +21,7 @@ from rich.table import Table
 
 from jaxdfl import figures
 from jaxdfl.run_folder import IDENTITY, at_rate, read_manifest, read_rows
+from jaxdfl.statistics import differences
 
 Row = Mapping[str, Any]
 
@@ -156,8 +157,8 @@ def summary_of(manifest: dict[str, Any], rows: Sequence[Row], baseline: str | No
             runs, others = last[topology, method], last.get((topology, against[method]), {})
             first = next(iter(runs.values()))
             quantities = [key for key, value in first.items() if key not in NO_QUANTITY and not isinstance(value, list)]
-            shared = [seed for seed in runs if seed in others] if method != against[method] else []
-            gains = [_number(runs[s], mean) - _number(others[s], mean) for s in shared]
+            own, base = ({seed: _number(row, mean) for seed, row in each.items()} for each in (runs, others))
+            gains = differences(own, base) if method != against[method] else []
             rounds = sorted({row["round"] for row in runs.values()})
             lines.append(
                 Line(
@@ -245,8 +246,13 @@ def _text(estimate: Estimate | None, form: str, unit: int = 1) -> str:
     """`78.3 ± 0.6`; nothing where there is no estimate, n/a where it is not a number."""
     if estimate is None or math.isnan(estimate.mean):
         return "" if estimate is None else "n/a"
-    mean, deviation = ("0" if not value else format(unit * value, form) for value in estimate)
+    mean, deviation = ("" if value is None else number(unit * value, form) for value in estimate)
     return mean if estimate.deviation is None else f"{mean} ± {deviation.lstrip('+')}"
+
+
+def number(value: float, form: str) -> str:
+    """As `form` says; an exact zero without a sign, and without an exponent."""
+    return format(value, form) if value else format(0.0, form.lstrip("+")).partition(".0e")[0]
 
 
 def size(count: int | float) -> str:

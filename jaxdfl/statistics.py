@@ -14,6 +14,7 @@ from scipy.stats import t as student
 
 Number = float | int
 CONFIDENCE = 0.95
+ROUNDING = 1e-5  # of a score: what float32 can make of two orders of the same sums
 
 
 class Interval(NamedTuple):
@@ -50,8 +51,9 @@ def interval(values: Sequence[Number]) -> Interval:
 
 
 def differences(one: Mapping[int, Number], other: Mapping[int, Number]) -> list[Number]:
-    """one - other in every seed that both have; both are by seed."""
-    return [value - other[seed] for seed, value in one.items() if seed in other]
+    """one - other in every seed that both have, 0 where that is rounding; both are by seed."""
+    pairs = [(value, other[seed]) for seed, value in one.items() if seed in other]
+    return [0.0 if abs(a - b) < ROUNDING * max(abs(a), abs(b)) else a - b for a, b in pairs]
 
 
 def signs(found: Sequence[Number], *, larger_is_better: bool = True) -> Signs:

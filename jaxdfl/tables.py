@@ -5,12 +5,13 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from jaxdfl.comparison import Compared, Comparison
-from jaxdfl.report import facts, size
-from jaxdfl.statistics import Interval, Signs
+from jaxdfl.report import facts, number, size
+from jaxdfl.statistics import ROUNDING, Interval, Signs
 
 NOTES = (
     "In brackets: 95 % confidence interval over seeds, Student's t",
-    "Differences are within each seed; wins counts seeds, and p is of the exact two-sided sign test",
+    f"Differences are within each seed, and a tie below {ROUNDING:g} of the score; wins counts seeds, and p is of the "
+    "exact two-sided sign test",
 )
 AT_BYTES = (
     "At equal bytes: the score when as much was sent as the most frugal sending method on the topology sends in all, "
@@ -116,7 +117,7 @@ def _interval(found: Interval | None, form: str, unit: int = 1) -> Cell:
         return Cell("", math.nan)
     if math.isnan(found.mean):
         return Cell("n/a", math.nan)
-    mean, low, high = ("0" if not value else format(unit * value, form) for value in found[:3])
+    mean, low, high = (number(unit * value, form) for value in found[:3])
     return Cell(mean if math.isnan(found.low) else f"{mean} [{low}, {high}]", found.mean)
 
 
@@ -124,7 +125,8 @@ def _signs(found: Signs | None) -> Cell:
     if found is None or found.wins + found.losses + found.ties < 2:
         return Cell("", math.nan)
     count = found.wins + found.losses + found.ties
-    return Cell(f"{found.wins} of {count} (p = {found.p:.2g})", found.wins / count)
+    tied = f", {found.ties} tied" if found.ties else ""
+    return Cell(f"{found.wins} of {count}{tied} (p = {found.p:.2g})", found.wins / count)
 
 
 def _escaped(text: str) -> str:

@@ -16,6 +16,7 @@ from jaxdfl import presets, tables
 from jaxdfl.commands import main
 from jaxdfl.comparison import compare
 from jaxdfl.page import page
+from jaxdfl.report import summarize
 from jaxdfl.statistics import interval
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
@@ -171,6 +172,19 @@ def test_tables_show_each_number_and_leave_out_what_says_nothing(run):
     assert source.count(r" \\") == 1 + len(comparison.lines)
     assert not re.search(r"(?<!\\)[_#&](?=[a-z])", source.partition(r"\begin")[2].replace(" & ", " "))
     assert "sign test" in text
+
+
+def test_scores_that_differ_by_rounding_are_tied_and_their_difference_has_no_sign(tmp_path):
+    folder = write(tmp_path / "run", methods=("dec_lora", "ffa_lora"), topologies={"ring": 0.9})
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows = [{**row, "accuracy_mean": 0.7 + (row["method"] == "ffa_lora") * 1e-7 * (row["seed"] - 1)} for row in rows]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    comparison = compare([folder])
+    _, ffa = comparison.lines
+    assert ffa.signs == (0, 0, 3, 1)
+    assert "| 0.0 [0.0, 0.0] | 0 of 3, 3 tied (p = 1) |" in tables.markdown(comparison)
+    summarize(folder)
+    assert "| 0.0 ± 0.0 |" in (folder / "summary.md").read_text(encoding="utf-8")
 
 
 def test_a_diverged_seed_is_not_hidden_by_a_mean(tmp_path):
