@@ -30,7 +30,10 @@ FEW = 8  # values of a logarithmic axis that each get a tick of their own
 CHARACTERS = 14  # of a legend, on an inch
 NONE = "–"  # a cell without runs to fill it
 NO_FIGURE = "No figure: these runs have nothing to draw."
-SEEDS = "Intervals: 95 %, Student's t over seeds; differences within each seed."
+SEEDS = (
+    "Intervals: 95 %, Student's t over seeds; differences within each seed. None is drawn where it goes below a "
+    "logarithmic axis."
+)
 
 
 class Judged(NamedTuple):
@@ -181,7 +184,7 @@ def draw(path: Path, panels: Sequence[Panel], records: Sequence[Record]) -> str:
     for place, (panel, lines) in enumerate(drawn):
         axes = figure.add_subplot(1, len(drawn), place + 1)
         for name, points in lines.items():
-            _line(axes, points, name, names.setdefault(name, len(names)))
+            _line(axes, points, panel.scales[1], name, names.setdefault(name, len(names)))
         _dress(axes, panel, sorted({x for points in lines.values() for x, _ in points}))
     seen: dict[str, Any] = {}
     for axes in figure.axes:
@@ -218,14 +221,16 @@ def _points(panel: Panel, records: Iterable[Record]) -> dict[str, list[tuple[flo
     return lines
 
 
-def _line(axes: Axes, points: Sequence[tuple[float, Interval]], name: str, number: int) -> None:
+def _line(axes: Axes, points: Sequence[tuple[float, Interval]], scale: str, name: str, number: int) -> None:
+    """Means, and the band of their intervals; none where one goes below the bottom of a logarithmic axis."""
     color, dash = COLORS[number % len(COLORS)], DASHES[number // len(COLORS) % len(DASHES)]
     xs, means = [x for x, _ in points], [found.mean for _, found in points]
     marker = MARKERS[number % len(MARKERS)]
     axes.plot(xs, means, color=color, linestyle=dash, marker=marker, markersize=4, linewidth=1.4, label=name)
     if all(found.seeds > 1 for _, found in points):
         low, high = ([getattr(found, end) for _, found in points] for end in ("low", "high"))
-        axes.fill_between(xs, low, high, color=color, alpha=0.18, linewidth=0)
+        fits = [scale != "log" or value > 0 for value in low]
+        axes.fill_between(xs, low, high, fits, color=color, alpha=0.18, linewidth=0)
 
 
 def _dress(axes: Axes, panel: Panel, xs: Sequence[float]) -> None:

@@ -86,6 +86,17 @@ def test_a_figure_leaves_out_what_is_not_finite_and_panels_without_points(tmp_pa
     assert [path.name for path in (tmp_path / "figures").iterdir()] == ["one.png"]
 
 
+@pytest.mark.parametrize("scale", ["log", "linear"])
+def test_an_interval_that_goes_below_a_logarithmic_axis_is_left_out(scale, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(studies, "save", lambda figure, path: drawn.append(figure))
+    ends = {1: (0.30, 0.34), 2: (0.20, 0.24), 3: (0.01, 0.40), 4: (0.01, 0.30)}
+    runs = [{"x": x, "y": y, "method": "a"} for x, values in ends.items() for y in (*values, sum(values) / 2)]
+    draw(tmp_path / "one.png", [Panel(lambda r: r["x"], "y", ("x", "y"), ("linear", scale))], runs)
+    (band,) = drawn[0].axes[0].collections
+    assert {x for path in band.get_paths() for x, _ in path.vertices} == ({1, 2} if scale == "log" else {1, 2, 3, 4})
+
+
 def test_the_best_setting_is_never_one_that_diverged():
     records = [{"seed": 1, "T": t, "y": y} for t, y in ((1, math.nan), (3, 2.0), (5, 1.0))]
     for larger, best in ((True, 3), (False, 5)):
