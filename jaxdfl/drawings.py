@@ -58,7 +58,7 @@ def figure(topology: Topology, spectrum: Spectrum) -> Figure:
     return made
 
 
-def holdings(counts: Sequence[Sequence[int]], labels: Sequence[str]) -> Figure:
+def holdings(counts: Sequence[Sequence[int]], labels: Sequence[str], seed: int) -> Figure:
     """A heat map of how many examples of each label each client holds; `counts` is [clients, labels]."""
     table = np.asarray(counts).T
     made = Figure(figsize=(1.8 + 0.42 * table.shape[1], 1.3 + 0.36 * len(labels)), dpi=160, layout="constrained")
@@ -66,13 +66,13 @@ def holdings(counts: Sequence[Sequence[int]], labels: Sequence[str]) -> Figure:
     image = axes.imshow(table, cmap="cividis", aspect="auto", vmin=0)
     axes.set_yticks(range(len(labels)), labels, fontsize=8)
     axes.set_xticks(range(0, table.shape[1], 1 + table.shape[1] // 20))
-    axes.set_xlabel("client", fontsize=9)
+    axes.set_xlabel(f"client (seed {seed})", fontsize=9)
     axes.tick_params(labelsize=8)
     made.colorbar(image, ax=axes, label="examples").ax.tick_params(labelsize=8)
     return made
 
 
-def scores(panels: Mapping[str, Mapping[str, Sequence[float]]], label: str, unit: int = 1) -> Figure:
+def scores(panels: Mapping[str, Mapping[str, Sequence[float]]], label: str, unit: int, seed: int) -> Figure:
     """A heat map for each topology: methods down, clients across, one scale for all."""
     methods = max(map(len, panels.values()))
     height = (0.75 + 0.3 * methods) * len(panels) + 0.3
@@ -87,7 +87,7 @@ def scores(panels: Mapping[str, Mapping[str, Sequence[float]]], label: str, unit
         axes.set_yticks(range(len(table)), list(panels[topology]), fontsize=8)
         axes.set_xticks(range(0, table.shape[1], 1 + table.shape[1] // 20))
         axes.tick_params(labelsize=8)
-    several[-1].set_xlabel("client", fontsize=9)
+    several[-1].set_xlabel(f"client (seed {seed})", fontsize=9)
     made.colorbar(image, ax=several.tolist(), label=label).ax.tick_params(labelsize=8)
     return made
 

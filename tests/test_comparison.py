@@ -248,6 +248,11 @@ def test_the_page_names_no_other_file_and_no_path(report):
     assert len(re.findall(r'<svg role="img" aria-label="[^"]+"', text)) == 9
 
 
+def test_figures_of_one_seed_name_it(report):
+    text = (report / "report.html").read_text(encoding="utf-8")
+    assert text.count(">client (seed 0)</text>") == 2
+
+
 def test_the_page_escapes_what_a_manifest_says(tmp_path):
     folder = write(tmp_path / "run", {"partition": "<script>alert(1)</script>"}, seeds=(0,), topologies={"ring": 0.9})
     text = page(compare([folder]), [], [], [])

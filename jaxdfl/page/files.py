@@ -94,9 +94,9 @@ def _clients(comparison: Comparison) -> Iterator[Shown]:
             values = [math.nan if value is None else value for value in found]
             panels.setdefault(row["topology"], {})[at_rate(row)] = values
     if panels:
-        figure = drawings.scores(panels, score.header(score.name), score.unit)
+        figure = drawings.scores(panels, score.header(score.name), score.unit, seed)
         yield Shown("clients", figure, f"{score.name} of every client at the end, seed {seed}")
     counts, labels = manifest.get("partitions", {}).get(str(seed)), manifest["data"].get("labels")
     if counts and labels and len(counts[0]) == len(labels):
-        figure = drawings.holdings(counts, labels)
+        figure = drawings.holdings(counts, labels, seed)
         yield Shown("holdings", figure, f"Training examples of each label at each client, seed {seed}")
