@@ -215,6 +215,19 @@ def test_ef_hc_opens_the_links_of_whoever_moved_both_ways_and_exchanges_current_
     toy.assert_equal(state.snapshots, far)  # as they were sent, before mixing
 
 
+def test_who_meets_nobody_in_a_round_has_said_nothing_and_triggers_again():
+    """Ends of an edge that is closed in round 0, and open in round 1."""
+    start = toy.blocks()
+    moved = jax.tree.map(lambda x: x.at[0].add(1.0).at[1].add(-1.0), start)
+    mixer = ef_hc(gossip(), 0.1)
+    alone, state, info = step(mixer, np.eye(6))(moved, mixer.init(start), 0)
+    assert info["triggered"] == info["messages"] == 0
+    toy.assert_equal(alone, moved)
+    met, _, info = step(mixer, pair(0, 1))(alone, state, 1)
+    assert (info["triggered"], info["messages"]) == (2, 2)
+    toy.assert_close(jax.tree.map(lambda x: x[0], met), jax.tree.map(lambda x: x[0], start), atol=1e-6)
+
+
 def test_ef_hc_with_an_infinite_threshold_leaves_everybody_alone():
     start, moved = toy.blocks(), toy.blocks(spread=1.0)
     mixer = ef_hc(gossip(), float("inf"))
@@ -240,10 +253,11 @@ def test_bandwidths_in_two_slices_are_the_official_ones_over_their_mean():
 
 
 def test_clients_of_weak_bandwidth_trigger_less():
-    """All move alike, by 0.02 an entry and round; without links, so that nothing else moves them."""
+    """All move alike, by 0.02 an entry and round; links weigh nothing, so that nothing else moves them."""
     counts = np.zeros(6)
     mixer, blocks = ef_hc(gossip(), 0.05, "two_slice"), toy.blocks()
-    state, mix = mixer.init(blocks), step(mixer, np.eye(6))
+    state, heard = mixer.init(blocks), exchange(np.eye(6), links=RING > 0)
+    mix = jax.jit(lambda blocks, state, t: mixer.mix(heard._replace(round=t), blocks, state))
     for t in range(40):
         old, blocks = state.snapshots.a["layer/query"], nudged(blocks, t)
         blocks, state, _ = mix(blocks, state, t)

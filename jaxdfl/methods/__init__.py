@@ -47,7 +47,7 @@ from jaxdfl.methods.ranks import ranks
 from jaxdfl.methods.relay_sgd import relay_sgd, require_tree
 from jaxdfl.methods.rolora import rolora
 from jaxdfl.methods.sparse_orthogonal_lora import sparse_orthogonal_lora
-from jaxdfl.methods.specs import Part, read_part, wraps
+from jaxdfl.methods.specs import Part, completed, read_part, wraps
 from jaxdfl.methods.tad_lora import tad_lora
 from jaxdfl.mixing import packet_loss, repeated
 from jaxdfl.mixing.air import over_the_air
@@ -151,6 +151,16 @@ def parse(spec: str) -> Spec:
     return Spec(*method, tuple(read_part(part, WRAPPERS, "wrapper") for part in rest))
 
 
+def complete_parts(spec: str) -> list[Part]:
+    """The method and its wrappers, each with all that it takes, defaults included.
+
+    Raises:
+        ValueError: see `parse`.
+    """
+    name, settings, wrappers = parse(spec)
+    return [completed(part, (METHODS | WRAPPERS)[part.name]) for part in (Part(name, settings), *wrappers)]
+
+
 def build(spec: str, **world: Any) -> Method:
     """The method that `spec` names.
 
@@ -161,7 +171,7 @@ def build(spec: str, **world: Any) -> Method:
         ValueError: see `parse`; or a setting out of its range, or an order that makes no sense.
     """
     name, settings, wrappers = parse(spec)
-    require_sense(name, tuple(part.name for part in wrappers))
+    require_sense(complete_parts(spec))
     on_links = [part for part in wrappers if wraps(WRAPPERS[part.name]) == "inner"]
     around = [part for part in wrappers if wraps(WRAPPERS[part.name]) == "method"]
 

@@ -11,6 +11,8 @@ are zero. They stay so by themselves: a zero row of A meets a zero column of B, 
 Departures: HetLoRA weighs clients by the norm of their products and prunes its ranks; neither is here. The ranks follow
 the clients' index, and the LoRA scale is one for all. Where a method starts from factors of its own and merges the rest
 of W0 elsewhere, what is truncated is lost; where its mixer remembers what it returned, it remembers it untruncated.
+Mixed products lose their least singular values in the gauge "svd" alone (`decaf:balanced:svd`); specs with another are
+refused.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""How methods and wrappers are asked for: `tad_lora:5+event_triggered:0.1:form=replacement+packet_loss:0.2`.
+"""How methods and wrappers are asked for: `tad_lora:5+event_triggered:0.1:decay=sqrt+packet_loss:0.2`.
 
 A part is a name and its settings, separated by colons: values in the order of the constructor's arguments, or
 `name=value`. What may be set are the arguments that can be given by position, apart from the one that is wrapped.
@@ -51,6 +51,12 @@ def read_part(text: str, known: Constructors, what: str) -> Part:
         if parameter.default is parameter.empty and key not in settings:
             raise ValueError(f"{what} {text!r} needs `{key}`: {name}:{key.upper()}.")
     return Part(name, settings)
+
+
+def completed(part: Part, constructor: Callable[..., Any]) -> Part:
+    """The part with the defaults of what it leaves out."""
+    defaults = {name: each.default for name, each in settable(constructor).items() if name not in part.settings}
+    return Part(part.name, defaults | part.settings)
 
 
 def wraps(constructor: Callable[..., Any]) -> str | None:

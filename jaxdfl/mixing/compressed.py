@@ -7,8 +7,8 @@ Koloskova, Stich, Jaggi, "Decentralized Stochastic Optimization and Gossip Algor
     x_i  <- x_i + gamma sum_j w_ij (xh_j - xh_i)
 
 The second line cannot move the mean where W is doubly stochastic, whatever Q does; and Q is fed with what it left out
-before. Without `feedback`, gossip of Q(x_j), where each client hears itself as it is: a Q that is biased then moves the
-mean.
+before. Without `feedback`, gossip of Q(x_j), where each client hears itself as it is, with the weight that this wrapper
+is handed (specs in which something inside changes it are refused): a Q that is biased then moves the mean.
 
 Departures: copies start from the clients' blocks where these are all equal (nobody has to be told the common start),
 else from 0 as in the paper. A client that sends to nobody in a round leaves its copy as it is. On a graph that changes,

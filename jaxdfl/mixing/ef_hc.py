@@ -14,7 +14,8 @@ Departures: the official code sets the flags at the end of an iteration and exch
 are flags of the very models that go out; here training comes before mixing, and one `mix` does both. Its gamma is one
 iteration further on, and is its learning rate; here it does not follow the optimizer's. Bandwidths are in units of
 their mean, so `threshold` is r over the mean bandwidth (the official 5000 * 0.01 / 5000 = 0.01). Its first models
-differ by client; here they are common unless the method says otherwise. The flags themselves are not paid for.
+differ by client; here they are common unless the method says otherwise. The flags themselves are not paid for. Its
+graph is fixed and connected; where a client meets nobody in a round, nothing is sent, and it triggers again.
 """
 
 from functools import cache
@@ -25,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from jaxdfl.mixing.links import carries
 from jaxdfl.mixing.triggered import moved
 from jaxdfl.protocol import Exchange, Info, Mixer, PerBlock, State
 from jaxdfl.trees import keep
@@ -56,7 +58,7 @@ def ef_hc(inner: Mixer, threshold: float, bandwidths: Bandwidths = "equal") -> M
         rho = 1 / bandwidth(bandwidths, len(exchange.weights))
         limits = threshold * rho / jnp.sqrt(1 + jnp.asarray(exchange.round, float))
         triggered = moved(blocks, state.snapshots, exchange.shared) >= limits
-        triggered &= jnp.any(jnp.array(exchange.shared))
+        triggered &= jnp.any(jnp.array(exchange.shared)) & carries(exchange).any(0)
         now = PerBlock(*(jax.vmap(keep)(triggered, *pair) for pair in zip(blocks, state.snapshots, strict=True)))
         snapshots = PerBlock(*map(keep, exchange.shared, now, state.snapshots))
         active = restricted(exchange, triggered[:, None] | triggered)

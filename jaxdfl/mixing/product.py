@@ -22,7 +22,8 @@ Factors of a product are free up to (A, B) -> (Q^-1 A, B Q), and three choices a
 
 Wrappers that change the weights (lost messages) or hand on other values (cached copies) act on P_i as they should.
 Those that return x_i + mixed_i - sent_i (difference triggers, compressed gossip) were made for linear mixing: their
-sums are sums of factors, a first-order approximation of the product that needs the aligned gauge to mean anything.
+sums are sums of factors, a first-order approximation of the product that needs the aligned gauge to mean anything;
+with the gauge "svd", specs of such are refused (`jaxdfl.methods.orders`).
 """
 
 from functools import cache

@@ -10,6 +10,7 @@ Only summaries of the paper could be read: the trigger, and tau_0 / sqrt(t + 1) 
 decays. Both mixing rules are reconstructed; the difference form is that of CHOCO and SPARQ, without their damping.
 While all are silent it moves x_i by the same step in every round, so clients that only mix (a resting factor, say)
 never fall silent under a constant threshold: they circle at its size, and speak. The replacement form comes to rest.
+There W_ii is the weight that this wrapper is handed, so nothing inside may change it (specs of such are refused).
 
 Departures: |.| is the root mean square over the entries, not the Euclidean norm, so that one threshold serves blocks
 and models of all sizes. A, B and head have a trigger each (`per="client"`: one for all that is shared).
