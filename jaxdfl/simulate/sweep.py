@@ -7,6 +7,7 @@ it has alone, to rounding.
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import cache, partial
+from math import gcd
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +17,6 @@ from jaxtyping import Array
 
 from jaxdfl.methods.schedules import as_table
 from jaxdfl.protocol import Method, Network, PerBlock, Round, Schedule
-from jaxdfl.simulate.clients import portion
 from jaxdfl.simulate.placement import (
     EVERYWHERE,
     FROZEN,
@@ -79,9 +79,9 @@ def sweep(
     """Rounds `round` .. `rounds` of all cases from the states they are in, and the states they end with.
 
     `stop` is called with what is known of each case, at the start, after every `every` rounds (of several numbers,
-    after the multiples of each), and at the end; more often where the mixing weights of so many rounds would take more
-    than `TABLE_BYTES`. The results do not depend on it, nor on where an earlier call ended: a sweep may go on from
-    saved states.
+    after the multiples of each), and at the end; more often where that takes fewer programs, or where the mixing
+    weights of so many rounds would take more than `TABLE_BYTES`. The results do not depend on it, nor on where an
+    earlier call ended: a sweep may go on from saved states.
     Only the newest states are held here, so the memory of the first ones is free as soon as the caller lets go of them.
     The cases are dealt to the `devices` (None: all, those of other processes among them), to as many as get equal
     shares; devices left over share their clients. Several processes call this alike, and each has all results.
@@ -96,13 +96,13 @@ def sweep(
     done, keys = at.pop(), [state.key for state in states]
     stop([Stop(done, {}, state) for state in states])
     clients = jax.tree.leaves(states[0].blocks)[0].shape[0]
-    paces = pacing((every,) if isinstance(every, int) else every, len(cases), clients)
+    paces, most = (every,) if isinstance(every, int) else every, most_rounds(len(cases), clients)
     mesh, method = mesh_for(len(cases), clients, devices), code(cases[0].method)
     frozen = spread(mesh, together([case.frozen for case in cases]), FROZEN)
     state, examples = laid_out(mesh, states), spread(mesh, examples, EVERYWHERE)
     conditions = _conditions(cases, keys, rounds)
     while done < rounds:
-        these = range(done, min(rounds, *((done // pace + 1) * pace for pace in paces)))
+        these = stretch(done, rounds, paces, most)
         plans = {each: each(these) for each in {case.plan for case in cases}}
         plan = np.stack([plans[case.plan] for case in cases], axis=1)
         given = spread(mesh, (jnp.asarray(plan), conditions(these)), (ROUNDS_RUNS, ROUNDS_RUNS))
@@ -117,10 +117,22 @@ def sweep(
     return list(states)
 
 
-def pacing(every: Sequence[int], runs: int, clients: int) -> tuple[int, ...]:
-    """`every`, and a part of its least number where the mixing weights of that many rounds would take too much."""
-    most = max(1, TABLE_BYTES // (4 * runs * clients**2))
-    return tuple(every) if min(every) <= most else (*every, portion(min(every), most))
+def most_rounds(runs: int, clients: int) -> int:
+    """Rounds whose mixing weights fit into `TABLE_BYTES`."""
+    return max(1, TABLE_BYTES // (4 * runs * clients**2))
+
+
+def stretch(done: int, rounds: int, every: Sequence[int], most: int) -> range:
+    """The rounds to go at a time, `most` or fewer: up to a multiple of one of `every`, or part of the way there.
+
+    Every length is compiled once, so parts are few lengths: a unit that divides all of `every`, times a power of two.
+    """
+    ahead = min(rounds, *((done // pace + 1) * pace for pace in every)) - done
+    common = gcd(*every)
+    part = max(size for size in range(1, min(common, most) + 1) if common % size == 0)
+    while 2 * part <= min(ahead, most):
+        part *= 2
+    return range(done, done + min(ahead, part))
 
 
 def _conditions(cases: Sequence[Case], keys: Sequence[Array], rounds: int) -> Callable[[range], Conditions]:
@@ -145,7 +157,7 @@ def _conditions(cases: Sequence[Case], keys: Sequence[Array], rounds: int) -> Ca
     worlds = [(case.network, word) for case, word in zip(cases, words, strict=True)]
     distinct = dict(zip(worlds, keys, strict=True))  # methods share what the same seed draws on the same network
 
-    def stretch(these: range) -> Conditions:
+    def of_stretch(these: range) -> Conditions:
         rows = slice(these.start, these.stop)
         drawn = {
             world: _draw(Network(*map(as_data, world[0])), len(these), key, these.start)
@@ -155,7 +167,7 @@ def _conditions(cases: Sequence[Case], keys: Sequence[Array], rounds: int) -> Ca
         now, new, out = (PerBlock(*np.moveaxis(each[rows], -1, 0)) for each in (trains, rested, shares))
         return Conditions(weights, work, trains=now, rested=new, shares=out, scale=jnp.asarray(scale[rows]))
 
-    return stretch
+    return of_stretch
 
 
 @partial(jax.jit, static_argnums=1)
