@@ -4,6 +4,7 @@ A batch of sentences becomes groups of rows. A group is what is computed at a ti
 cache, and as many of them as the batch needs, which is known only when it is there: shapes are fixed, work is not.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -14,6 +15,7 @@ from numpy.typing import ArrayLike
 
 from jaxdfl.data.examples import Examples, Rows
 
+AT_ONCE = 4096  # sentences of a split that are packed together: each is tried in every row, so all would be quadratic
 SPARE = 1.5  # slots for sentences in a row, over those that a row of mean sentences fills
 
 
@@ -88,3 +90,23 @@ def pack(examples: Examples, room: Room) -> tuple[Rows, Int[Array, ""]]:
         labels=by_slot(examples.labels, -1).reshape(groups, room.rows * room.sentences),
     )
     return rows, -(-places.rows // room.rows)
+
+
+def pack_split(examples: Examples, room: Room) -> tuple[Rows, Int[np.ndarray, " examples"]]:
+    """A whole split as groups that all hold some, on the host, and where each sentence's first token lies among theirs.
+
+    The time is linear in the examples, and so is the padding (a last row for every `AT_ONCE`).
+    """
+    groups, begins, done = [], [], 0
+    for first in range(0, len(examples.lengths), AT_ONCE):
+        part = jax.tree.map(lambda x, first=first: x[first : first + AT_ONCE], examples)
+        places, rows, used = jax.device_get(_packed(part, room))
+        groups.append(jax.tree.map(lambda x, used=used: x[:used], rows))
+        begins.append((done * room.rows + places.row) * room.length + places.start)
+        done += int(used)
+    return jax.tree.map(lambda *each: np.concatenate(each), *groups), np.concatenate(begins)
+
+
+@partial(jax.jit, static_argnums=1)
+def _packed(examples: Examples, room: Room) -> tuple[Places, Rows, Int[Array, ""]]:
+    return place(examples.lengths, room), *pack(examples, room)

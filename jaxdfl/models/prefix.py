@@ -15,7 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxdfl.data.examples import Examples, Rows
-from jaxdfl.data.packing import Room, pack, place
+from jaxdfl.data.packing import Room, pack_split
 from jaxdfl.models.encoder import EncoderClassifier
 from jaxdfl.models.layers import Embedding
 from jaxdfl.models.paths import put_together, take_apart
@@ -52,11 +52,9 @@ def remember(
 
     tables, renamed, start = [], [], 0
     for examples in splits:
-        places = jax.jit(place, static_argnums=1)(examples.lengths, room)
-        groups, used = jax.jit(pack, static_argnums=1)(examples, room)
-        tables.append(lower(arrays, jax.tree.map(lambda x, used=used: x[: int(used)], groups)))
+        groups, begins = pack_split(examples, room)
+        tables.append(lower(arrays, groups))
         tables[-1] = tables[-1].reshape(-1, tables[-1].shape[-1])
-        begins = np.asarray(places.row) * room.length + np.asarray(places.start)
         ids = start + begins[:, None] + np.minimum(np.arange(examples.ids.shape[1]), examples.lengths[:, None] - 1)
         renamed.append(examples._replace(ids=ids.astype(np.int32)))
         start += len(tables[-1])

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxdfl.data.examples import Examples
 from jaxdfl.data.multitask import Offsets, confusion_by_task
-from jaxdfl.data.packing import pack
+from jaxdfl.data.packing import pack_split
 from jaxdfl.diagnostics import average, average_product
 from jaxdfl.metrics import Columns, over_clients, score
 from jaxdfl.mixing.expert_bank import Bank
@@ -47,8 +47,7 @@ def scoring(
     """
     evaluate = make_evaluate(logits, offsets[-1], chunk=at_once.eval_clients)
     of_experts = make_evaluate(routed(logits, word_means, temperature=0.0), offsets[-1], chunk=at_once.eval_clients)
-    rows, used = jax.jit(pack, static_argnums=1)(validation, at_once.eval_room)
-    rows = jax.tree.map(lambda x: x[: int(used)], rows)
+    rows = jax.tree.map(jnp.asarray, pack_split(validation, at_once.eval_room)[0])
 
     def scores(seeded: Seeded, method: Method, state: SimState) -> Columns:
         seen = adapters(method, state)

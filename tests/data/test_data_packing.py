@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxdfl.data import packing
 from jaxdfl.data.examples import Examples
 from jaxdfl.data.packing import Room, pack, place, room_for
 
@@ -47,6 +48,18 @@ def test_every_sentence_is_found_again_whole(lengths):
         for ids, types, length, label in zip(*examples, strict=True)
     ]
     assert sorted(found) == sorted(wanted)
+
+
+@pytest.mark.parametrize("at_once", [1, 4, COUNT, 99])
+def test_a_split_packed_in_parts_holds_every_sentence_where_it_is_said_to_begin(at_once, monkeypatch):
+    monkeypatch.setattr(packing, "AT_ONCE", at_once)
+    examples = sentences([3, 12, 5, 1, 7, 7, 2, 12, 4])
+    rows, begins = packing.pack_split(examples, ROOM)
+    tokens = rows.ids.reshape(-1)
+    for ids, length, begin in zip(examples.ids, examples.lengths, begins, strict=True):
+        np.testing.assert_array_equal(tokens[begin : begin + length], ids[:length])
+    assert sorted(rows.labels[rows.labels >= 0]) == sorted(examples.labels)
+    assert (rows.labels >= 0).any(1).all()  # no group is empty
 
 
 @given(some_lengths)
