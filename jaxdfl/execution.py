@@ -13,7 +13,7 @@ from jaxdfl.interrupts import interruptible, say_stopping
 from jaxdfl.manifest import Manifest
 from jaxdfl.memory import return_freed
 from jaxdfl.metrics import Columns
-from jaxdfl.prepare import NOBODY, Prepared, Run, batches
+from jaxdfl.prepare import NOBODY, Prepared, Run, at_once, batches
 from jaxdfl.problems import Seeded
 from jaxdfl.processes import any_of, from_first, states_from_first
 from jaxdfl.protocol import Method
@@ -84,10 +84,11 @@ def execute(prepared: Prepared, folder: RunFolder, manifest: Manifest, kept: boo
             return any_of(asked_here())
 
         for group in dict.fromkeys(run["group"] for run in manifest["runs"]):
-            if not asked():
-                numbers = [number for number, run in enumerate(manifest["runs"]) if run["group"] == group]
-                _simulate(prepared, folder, manifest, numbers, advance, tracking, moved, asked)
-                tracking.close()
+            together = [number for number, run in enumerate(manifest["runs"]) if run["group"] == group]
+            for numbers in at_once(settings, together):  # fewer than began together, where a resumed run asks for it
+                if not asked():
+                    _simulate(prepared, folder, manifest, numbers, advance, tracking, moved, asked)
+                    tracking.close()
         stopped = asked()
         if (folder.path / "metrics.jsonl").exists():
             console.show_summary(report.summarize(folder.path), folder.path if kept else None, compiled())

@@ -1,8 +1,8 @@
 """What runs will take, before they do: bytes by what they hold, operations, programs, and a guess at the time."""
 
 import time
-from collections.abc import Sequence
-from math import isqrt
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from jaxdfl.prepare import Prepared, Run
 from jaxdfl.report import size
 from jaxdfl.simulate.operations import matrix_products
 from jaxdfl.simulate.placement import mesh_for
-from jaxdfl.simulate.sweep import pacing, sweep
+from jaxdfl.simulate.sweep import TABLE_BYTES, sweep
 
 # Copies of a state: at the last stop, in every process; as it was and trained; and of all blocks on each device that
 # shares the clients, sent and mixed.
@@ -33,14 +33,21 @@ class Memory(NamedTuple):
     adapters: int
     moments: int
     mixers: int
-    networks: int  # mixing weights of a stretch of rounds
+    rounds: int  # between two stops
     clients: int  # of one run
     runs: int  # that go together
+    at_once: int  # clients, of whichever run, that train at a time
     available: int | None  # on the device or the host; None: unknown
 
     @property
     def states(self) -> int:
         return self.adapters + self.moments + self.mixers
+
+    @property
+    def networks(self) -> int:
+        """Mixing weights of the rounds that are drawn at a time, at most."""
+        each = self.runs * self.clients**2 * 4
+        return DRAWN * min(self.rounds * each, max(each, TABLE_BYTES))
 
     @property
     def total(self) -> int:
@@ -49,19 +56,23 @@ class Memory(NamedTuple):
     @property
     def most_clients(self) -> int | None:
         """The largest m that fits, for as many runs at once."""
-        if self.available is None:
-            return None
-        left, each = self.available - self.frozen - self.examples, self.states / self.clients
-        square = self.networks / self.clients**2  # square * m^2 + each * m = left
-        return max(0, int((-each + isqrt(int(each**2 + 4 * square * max(left, 0)))) / (2 * square)))
+        return self._most(lambda clients: self.scaled(clients, self.runs))
 
     @property
     def most_runs(self) -> int | None:
         """How many such runs fit at once."""
+        return self._most(lambda runs: self.scaled(self.clients, runs))
+
+    def scaled(self, clients: int, runs: int) -> "Memory":
+        """What so many of these runs take, with so many clients each: their states grow with both."""
+        by = clients * runs / (self.clients * self.runs)
+        states = {name: int(getattr(self, name) * by) for name in ("adapters", "moments", "mixers")}
+        return self._replace(**states, clients=clients, runs=runs)
+
+    def _most(self, having: Callable[[int], "Memory"]) -> int | None:
         if self.available is None:
             return None
-        left = self.available - self.frozen - self.examples
-        return max(0, int(left * self.runs // (self.states + self.networks)))
+        return bisect_right(range(1, 2**31), self.available, key=lambda count: having(count).total)
 
 
 class Work(NamedTuple):
@@ -79,8 +90,23 @@ def memory(prepared: Prepared) -> Memory:
     Raises:
         ValueError: it does not fit; says the numbers, and what to lower.
     """
+    found, _ = _largest(prepared)
+    if found.available is not None and found.total > found.available:
+        raise ValueError(
+            f"{found.runs} runs of {found.clients} clients need {size(found.total)} beside what a program takes, and "
+            f"{size(found.available)} are free: at most {found.most_runs} runs fit at once (--runs-at-once), or "
+            f"{found.most_clients} clients."
+        )
+    return found
+
+
+def _largest(prepared: Prepared) -> tuple[Memory, list[Run]]:
+    """The group of runs that takes most, and what it takes."""
+    return max(((_needs(prepared, runs), runs) for runs in prepared.groups()), key=lambda found: found[0].total)
+
+
+def _needs(prepared: Prepared, runs: Sequence[Run]) -> Memory:
     settings, problem = prepared.settings, prepared.problem
-    runs = max(prepared.groups(), key=len)
     state = prepared.abstract_state(runs[0])  # of the same shape in all
     clients = jax.tree.leaves(state.blocks)[0].shape[0]
     mesh = mesh_for(len(runs), clients)
@@ -90,33 +116,26 @@ def memory(prepared: Prepared) -> Memory:
     owned = HELD * len(runs) + WITHIN * on_each // sharing
     gathered = GATHERED * on_each if sharing > 1 else 0
     distinct = {id(x): x.nbytes for run in runs for x in jax.tree.leaves(problem.seeded(run.seed).frozen)}
-    stretch = min(settings.rounds, *pacing(paces(settings), len(runs), clients))
-    found = Memory(
+    return Memory(
         frozen=devices * sum(distinct.values()),
         examples=devices * _bytes(problem.examples),
         adapters=(owned + gathered) * _bytes(state.blocks),
         moments=owned * _bytes(state.opt),
         mixers=(HELD * len(runs) + WITHIN * on_each) * _bytes(state.mixer),
-        networks=DRAWN * stretch * len(runs) * clients**2 * 4,
+        rounds=min(settings.rounds, *paces(settings)),
         clients=clients,
         runs=len(runs),
+        at_once=min(settings.client_chunk or problem.chunk or len(runs) * clients, len(runs) * clients),
         available=available(),
     )
-    if found.available is not None and found.total > found.available:
-        raise ValueError(
-            f"{found.runs} runs of {clients} clients need {size(found.total)} beside what a program takes, and "
-            f"{size(found.available)} are free: at most {found.most_runs} runs fit at once (--runs-at-once), or "
-            f"{found.most_clients} clients."
-        )
-    return found
 
 
 def work(prepared: Prepared) -> Work:
     """Compiles the largest program (it is kept for the run) and measures the machine for a second."""
-    groups = prepared.groups()
-    within = _within(prepared, max(groups, key=len))
+    _, runs = _largest(prepared)
+    within = _within(prepared, runs)
     operations = sum(_operations(prepared, run) for run in prepared.runs)
-    return Work(len(groups), within, operations, operations / (EFFICIENCY * _rate()))
+    return Work(len(prepared.groups()), within, operations, operations / (EFFICIENCY * _rate()))
 
 
 def show(needs: Memory, work: Work | None = None) -> None:
@@ -129,6 +148,7 @@ def show(needs: Memory, work: Work | None = None) -> None:
     facts.columns[0].style = "bold"
     said = ", ".join(f"{name} {size(count)}" for name, count in parts.items() if count)
     facts.add_row("memory", f"{size(needs.total)} for {needs.runs} runs at once: {said}")
+    facts.add_row("at a time", f"{needs.at_once} of the {needs.runs * needs.clients} clients train (--client-chunk)")
     if needs.available is not None:
         free = f"{size(needs.available)} are free"
         facts.add_row("fits", f"up to {needs.most_clients} clients, or {needs.most_runs} such runs at once; {free}")
@@ -137,7 +157,7 @@ def show(needs: Memory, work: Work | None = None) -> None:
         facts.add_row("products", f"{work.operations:.3g} floating point operations in training, all rounds and runs")
         guess = "a guess, at half the speed of large matrix products"
         facts.add_row("time", f"about {duration(work.seconds)} of training: {guess}")
-        facts.add_row("", "Nothing was run, and nothing was written.")
+        facts.add_row("", "Nothing was run, and no run folder was written.")
     OUT.print(facts)
 
 

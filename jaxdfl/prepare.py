@@ -85,8 +85,6 @@ class Prepared(NamedTuple):
 
     def groups(self) -> list[list[Run]]:
         """Runs that share a program, to go together."""
-        if not self.settings.sweep:
-            return [[run] for run in self.runs]
         start, found = self.problem.seeded(self.settings.seeds[0]), {}
 
         @cache  # seeds differ in values alone
@@ -96,7 +94,7 @@ class Prepared(NamedTuple):
 
         for run in self.runs:
             found.setdefault(of(self.method(run), run.topology == NOBODY), []).append(run)
-        return [group for runs in found.values() for group in _portions(runs, self.settings.runs_at_once)]
+        return [group for runs in found.values() for group in at_once(self.settings, runs)]
 
 
 def prepare(settings: Settings) -> Prepared:
@@ -147,9 +145,10 @@ def _pooled(start: Seeded) -> Seeded:
     return start._replace(parts=[np.sort(np.concatenate(start.parts))])
 
 
-def _portions(runs: list[Run], most: int | None) -> Iterator[list[Run]]:
-    size = portion(len(runs), most or len(runs))
-    yield from (runs[first : first + size] for first in range(0, len(runs), size))
+def at_once(settings: Settings, runs: list[Any]) -> list[list[Any]]:
+    """Runs that share a program in the portions that the settings let go together."""
+    size = portion(len(runs), settings.runs_at_once or len(runs)) if settings.sweep else 1
+    return [runs[first : first + size] for first in range(0, len(runs), size)]
 
 
 def _init(settings: Settings, start: Seeded, method: Method, key: jax.Array) -> SimState:

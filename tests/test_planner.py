@@ -36,15 +36,24 @@ def test_the_plan_counts_the_arrays_that_the_runs_have(methods):
 
 def test_what_fits_is_the_largest_that_does():
     found = planner.memory(prepare(SMALL))._replace(available=10**9)
-    more = found.most_clients / found.clients
-    grown = found._replace(
-        adapters=int(found.adapters * more), moments=int(found.moments * more), mixers=int(found.mixers * more),
-        networks=int(found.networks * more**2),
-    )  # fmt: skip
-    assert 0.999 * 10**9 < grown.total <= 10**9
-    runs = found.most_runs / found.runs
-    assert found.frozen + found.examples + (found.states + found.networks) * runs <= 10**9
+    for most in (found.scaled(found.most_clients, found.runs), found.scaled(found.clients, found.most_runs)):
+        assert 0.99 * 10**9 < most.total <= 10**9
+    assert found._replace(available=10).most_clients == 0
     assert found._replace(available=None).most_clients is None
+
+
+def test_as_many_clients_fit_from_wherever_the_plan_is_made():
+    """Of many clients fewer rounds are drawn at a time: what 5 clients' networks take, squared, is no measure."""
+    plans = (planner.memory(prepare(replace(SMALL, clients=clients))) for clients in (5, 300))
+    few, many = (found._replace(available=10**9 + found.examples).most_clients for found in plans)
+    assert abs(few - many) <= 0.01 * many
+
+
+def test_the_plan_is_of_the_runs_that_take_most_bytes_whatever_the_order():
+    """Of the pooled baseline's one client, and of all clients; of plain gossip, and of trackers."""
+    methods = ("centralized", "dec_lora", "gradient_tracking")
+    plans = [planner.memory(prepare(replace(SMALL, methods=each))) for each in (methods, methods[::-1])]
+    assert {(found.clients, found.mixers > 0) for found in plans} == {(5, True)}
 
 
 def test_a_dry_run_says_all_of_it_and_writes_nothing(tmp_path, preset, capsys, monkeypatch):
@@ -78,7 +87,7 @@ def test_a_small_table_of_networks_changes_nothing_but_the_stretches(tmp_path, m
     for name, most in (("large", sweeping.TABLE_BYTES), ("small", 4 * 4 * 5**2)):
         monkeypatch.setattr(sweeping, "TABLE_BYTES", most)
         assert experiment.main(named(SMALL), ["--out", str(tmp_path / name)]) == 0
-    assert sweeping.pacing([4], 4, 5) == (4, 1)
+    assert list(sweeping.stretch(0, 4, [4], sweeping.most_rounds(4, 5))) == [0]
     large, small = (read_rows(tmp_path / name / "rounds.jsonl") for name in ("large", "small"))
     order = ("seed", "method", "round")
     for one, other in zip(

@@ -11,6 +11,8 @@ import pytest
 from jaxdfl import checkpoint, execution, experiment
 from jaxdfl.checkpoint import Damaged
 from jaxdfl.exit_codes import FAILED
+from jaxdfl.run_folder import read_rows
+from jaxdfl.simulate.sweep import sweep
 
 STATE = {f"layer {i}": jax.random.normal(jax.random.key(i), (4, 2, 30)) for i in range(4)} | {"key": jax.random.key(0)}
 
@@ -81,6 +83,10 @@ def done(preset, tmp_path_factory):
     return out, options
 
 
+def run_of(row):
+    return row["method"], row["round"]
+
+
 def texts(out):
     return [(out / name).read_text() for name in ("rounds.jsonl", "summary.csv")]
 
@@ -99,6 +105,25 @@ def test_a_run_with_a_damaged_state_goes_on_from_the_one_before_with_a_warning(d
     assert sorted(texts(out)[0].splitlines()) == sorted(texts(done[0])[0].splitlines())
     assert texts(out)[1].split(",seconds")[0] == texts(done[0])[1].split(",seconds")[0]
     checkpoint.verify(last[1])
+
+
+@pytest.mark.parametrize("fewer", [["--runs-at-once", "1"], ["--no-sweep"]])
+def test_a_resumed_run_goes_in_as_small_portions_as_are_asked_for(fewer, done, preset, tmp_path, monkeypatch):
+    """As after a run that took too much memory."""
+    out, options, together = tmp_path / "run", done[1], []
+    shutil.copytree(done[0], out)
+    for path in (out / "checkpoints").glob("*/round-000004"):
+        shutil.rmtree(path)
+
+    def counted(advance, cases, *rest, **more):
+        together.append(len(cases))
+        return sweep(advance, cases, *rest, **more)
+
+    monkeypatch.setattr(execution, "sweep", counted)
+    assert experiment.main({"tiny": preset}, [*options[:-1], str(out), "--resume", *fewer]) == 0
+    assert together == [1, 1]
+    here, there = ({run_of(row): row["loss"] for row in read_rows(each / "rounds.jsonl")} for each in (out, done[0]))
+    assert here == pytest.approx(there, rel=1e-5)  # to rounding, as of any runs that go together or apart
 
 
 def test_with_no_state_left_a_run_starts_over(done, preset, tmp_path):
