@@ -200,8 +200,17 @@ def show_summary(summary: report.Summary, folder: Path | None, compiling: float)
     out.print(table)
     took = f"Compiling took {compiling:.0f} s in all."
     OUT.print(f"{took} Rows, tables and figures: {folder}" if folder else took, soft_wrap=True)
-    if folder:
+    if folder and summary.unfinished:
+        OUT.print(f"{summary.unfinished}. To go on: {_going_on(summary.manifest, folder)}", soft_wrap=True)
+    elif folder:
         OUT.print(f"As one page: jaxdfl report {shlex.quote(str(folder))} --out report", style="dim", soft_wrap=True)
+
+
+def _going_on(manifest: Mapping[str, Any], folder: Path) -> str:
+    """The command that takes up a run where it was cut off."""
+    words = [word for word in manifest["command"] if word not in ("--resume", "--overwrite")]
+    out = [] if any(word.partition("=")[0] == "--out" for word in words) else ["--out", str(folder)]
+    return shlex.join([*words, *out, "--resume"])
 
 
 def show_study(words: str, folder: Path) -> None:

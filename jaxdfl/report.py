@@ -20,7 +20,7 @@ from rich import box
 from rich.table import Table
 
 from jaxdfl import figures
-from jaxdfl.run_folder import IDENTITY, at_rate, read_manifest, read_rows
+from jaxdfl.run_folder import IDENTITY, at_rate, read_manifest, read_rows, run_key
 from jaxdfl.statistics import differences
 
 Row = Mapping[str, Any]
@@ -86,6 +86,7 @@ class Summary(NamedTuple):
     score: Score
     baseline: str
     lines: tuple[Line, ...]  # by topology, then by method, each in the order of the rows
+    unfinished: str | None = None  # how far runs got that were cut off, in words
 
     @property
     def chance(self) -> float | None:
@@ -170,7 +171,23 @@ def summary_of(manifest: dict[str, Any], rows: Sequence[Row], baseline: str | No
                     _estimate(gains) if gains else None,
                 )
             )
-    return Summary(manifest, score, baseline, tuple(lines))
+    return Summary(manifest, score, baseline, tuple(lines), _unfinished(manifest, rows))
+
+
+def _unfinished(manifest: Mapping[str, Any], rows: Sequence[Row]) -> str | None:
+    """Of runs that did not end early by themselves, on numbers that are not finite."""
+    reached = {run_key(run): 0 for run in manifest.get("runs", ())}
+    begun = {run_key(row) for row in rows}
+    for row in rows:
+        reached[run_key(row)] = max(reached.get(run_key(row), 0), row["round"])
+    planned = manifest.get("settings", {}).get("rounds", 0)
+    ended = {run_key(run) for run in manifest.get("stopped", ())}
+    short = {run: round for run, round in reached.items() if round < planned and run not in ended}
+    if not short:
+        return None
+    last, waiting = max(short.values()), sum(run not in begun for run in short)
+    got = f"Cut off after {last} of {planned} rounds" if last else "Cut off at the start"
+    return got + (f", {waiting} of {len(reached)} runs not begun" if waiting else "")
 
 
 def _number(row: Row, key: str) -> float:
@@ -196,6 +213,7 @@ def facts(summary: Summary) -> list[str]:
         unit = ", in percentage points"
     versus = f"vs {summary.baseline}: difference in {score.name} within each seed{unit}"
     return [
+        *([summary.unfinished] if summary.unfinished else []),
         f"Model: {model['name']}",
         f"Data: {data['task']} from {data['source']}, {judged}",
         *(each["note"].rstrip(".") for each in (model, data) if each.get("note")),

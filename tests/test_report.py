@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import math
 import random
 from pathlib import Path
@@ -14,7 +15,7 @@ from rich.console import Console
 from jaxdfl import figures
 from jaxdfl.console import show_summary
 from jaxdfl.report import summarize, table
-from jaxdfl.run_folder import RunFolder
+from jaxdfl.run_folder import RunFolder, read_manifest
 
 METHODS = ("dec_lora", "ffa_lora", "rolora", "tad_lora")
 TOPOLOGIES = {"complete": 0.0, "erdos_renyi:0.1": 0.87, "ring": 0.93}
@@ -160,6 +161,35 @@ def test_a_log_holds_each_line_of_the_table_whole_and_says_what_makes_a_page(sum
     lines = [line.split() for line in log.file.getvalue().splitlines()]
     assert next(line.split() for line in wide.export_text().splitlines() if "tad_lora" in line) in lines
     assert "jaxdfl report 'runs/a b' --out report" in log.file.getvalue()
+
+
+def test_a_run_that_was_cut_off_says_how_far_it_got_and_how_to_go_on(tmp_path, monkeypatch):
+    """But for a run that ended early by itself, on numbers that are not finite."""
+    path, log = (
+        write_run(tmp_path / "run", seeds=(0,), topologies={"ring": 0.9}, rounds=20),
+        Console(file=io.StringIO()),
+    )
+    manifest, ended = read_manifest(path), {"method": "dec_lora", "topology": "ring", "seed": 0}
+    later, waiting = {**ended, "seed": 1}, {**ended, "seed": 2}
+    command = ["jaxdfl", "run", "--seeds", "0", "1", "2", "--overwrite"]
+
+    def unfinished(**changes):
+        changed = {**manifest, "command": command, "settings": {"rounds": 20}, **changes}
+        (path / "manifest.json").write_text(json.dumps(changed))
+        return summarize(path)
+
+    assert unfinished().unfinished is None
+    assert unfinished(runs=[*manifest["runs"], later], stopped=[{**later, "round": 3}]).unfinished is None
+    found = unfinished(runs=[*manifest["runs"], later, waiting])
+    assert found.unfinished == "Cut off at the start, 2 of 6 runs not begun"
+    found = unfinished(settings={"rounds": 50}, runs=[*manifest["runs"], waiting])
+    assert found.unfinished == "Cut off after 20 of 50 rounds, 1 of 5 runs not begun"
+    assert found.unfinished in (path / "summary.md").read_text()
+    monkeypatch.setattr("jaxdfl.console.OUT", log)
+    show_summary(found, path, 3.0)
+    said = " ".join(log.file.getvalue().split())
+    assert f"To go on: jaxdfl run --seeds 0 1 2 --out {path} --resume" in said
+    assert "As one page" not in said
 
 
 @pytest.mark.parametrize("name", ["accuracy", "cross_term", "disagreement"])
