@@ -221,7 +221,7 @@ REFUSED = {  # arguments: words of the message
     "--methods dec_lora tad_lora --topologies erdos_renyi:0": "tad_lora finds no period on erdos_renyi:0",
     "--task sst3": "unknown task 'sst3'. Did you mean 'sst2'? Known: mnli,",
     "--task qnli": "holds no train split of qnli; tried qnli/train.jsonl",
-    "--data-dir nowhere": "`data_dir` nowhere holds no train split of sst2",
+    "--data-dir nowhere": "`data_dir` nowhere is no folder; name the one with sst2/train.jsonl in it",
     "--clients 81": "81",
     "--partition diriclet:1": "`partition` must be one of paper, dirichlet",
     "--method dec_lora": "unknown option '--method'. Did you mean '--methods'?",

@@ -73,7 +73,9 @@ def label_mixture(labels: Labels, mixtures: Float64[np.ndarray, "clients classes
         if (counts.sum(0) <= pools).all():
             break
     else:
-        raise ValueError(f"`labels` has only {pools.tolist()} examples by class for {clients} clients; take fewer.")
+        raise ValueError(
+            f"`labels` has only {pools.tolist()} examples by class for {clients} clients; take fewer clients."
+        )
     rng = np.random.default_rng(seed)
     by_class = [
         np.split(rng.permutation(np.flatnonzero(labels == label))[: need.sum()], need.cumsum()[:-1])

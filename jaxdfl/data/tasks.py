@@ -147,6 +147,8 @@ def _from_folder(task: str, split: str, folder: Path) -> Texts:
     path = next((path for path in paths if path.is_file()), None)
     if path is None:
         tried = ", ".join(str(path.relative_to(folder)) for path in paths)
+        if not folder.is_dir():
+            raise FileNotFoundError(f"`data_dir` {folder} is no folder; name the one with {task}/{names[0]} in it.")
         raise FileNotFoundError(f"`data_dir` {folder} holds no {split} split of {task}; tried {tried}.")
     if path.suffix == ".tsv" and known.glue:
         *columns, label = known.glue.columns

@@ -115,8 +115,11 @@ def file(request: Request) -> Topology:
     """A matrix [clients, clients], or a stack [rounds, clients, clients] that is cycled."""
     try:
         values = np.load(request.spec, mmap_mode="r", allow_pickle=False)  # of a huge shape, nothing is allocated
-    except (OSError, EOFError, ValueError, OverflowError) as error:
+    except OSError as error:
         raise ValueError(f"cannot read weights from {request.spec!r}: {error}.") from error
+    except (EOFError, ValueError, OverflowError) as error:  # numpy then advises to load pickles
+        said = f"cannot read weights from {request.spec!r}: no array of numbers; write one with numpy.save."
+        raise ValueError(said) from error
     values = validate(values, name=request.spec)
     if values.shape[-1] != request.clients:
         raise ValueError(
