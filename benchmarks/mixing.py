@@ -2,9 +2,11 @@
 
     python benchmarks/mixing.py                          # a table on the screen
     python benchmarks/mixing.py --clients 1024 --out mixing.json
+    python benchmarks/mixing.py --clients 1024 --degrees 2 --runs 2  # several runs at once
 
 Parameters have the shapes of rank-8 adapters on `--targets` square layers of width 384 (24 of them: 147,456 a client).
-The two ways run in turn, so that a busy machine slows both; times are medians.
+The ways run in turn, so that a busy machine slows all; times are medians. `condition` is what `chosen` would be without
+its rule for several runs: under `vmap` a condition computes both its ways.
 """
 
 import argparse
@@ -23,7 +25,14 @@ from jaxdfl.topology.graphs import random_regular
 from jaxdfl.topology.weights import metropolis_hastings
 
 RANK, WIDTH = 8, 384
-WAYS = {"dense": matrix_product, "sparse": sum_over_neighbours, "chosen": weighted}
+
+
+def condition(weights: jax.Array, tree: dict) -> dict:
+    most = jnp.count_nonzero(weights, axis=1).max()
+    return jax.lax.cond(most <= MOST_HEARD, sum_over_neighbours, matrix_product, weights, tree)
+
+
+WAYS = {"dense": matrix_product, "sparse": sum_over_neighbours, "condition": condition, "chosen": weighted}
 
 
 def main() -> None:
@@ -31,6 +40,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, nargs="+", default=[256, 512, 1024])
     parser.add_argument("--degrees", type=int, nargs="+", default=[2, 4, 8, 16, 30, 32])
     parser.add_argument("--targets", type=int, default=24)
+    parser.add_argument("--runs", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path, help="where to write the times as json")
     options = parser.parse_args()
@@ -41,7 +51,7 @@ def main() -> None:
         tree = adapters(clients, options.targets)
         for degree in options.degrees:
             weights = metropolis_hastings(random_regular(clients, degree))
-            rows.append({"clients": clients, "degree": degree, **race(weights, tree, options.repeats)})
+            rows.append({"clients": clients, "degree": degree, **race(weights, tree, options.repeats, options.runs)})
     table = Table(*rows[0], title=f"seconds a mixing of {options.targets * 2 * RANK * WIDTH:,} parameters, {device}")
     for row in rows:
         table.add_row(*(f"{value:.3f}" if isinstance(value, float) else str(value) for value in row.values()))
@@ -61,10 +71,14 @@ def adapters(clients: int, targets: int) -> dict:
     }
 
 
-def race(weights: jax.Array, tree: dict, repeats: int) -> dict[str, float]:
+def race(weights: jax.Array, tree: dict, repeats: int, runs: int) -> dict[str, float]:
     """Median seconds of each way, run in turn. A way that cannot take so full a row is left out."""
     full = int(jnp.count_nonzero(weights, axis=1).max()) > MOST_HEARD
-    ways = {name: jax.jit(way) for name, way in WAYS.items() if not (full and name == "sparse")}
+    ways = {name: jax.jit(jax.vmap(way) if runs > 1 else way) for name, way in WAYS.items()}
+    if full:
+        del ways["sparse"]
+    if runs > 1:
+        weights, tree = jax.tree.map(lambda x: jnp.stack([x] * runs), (jnp.asarray(weights), tree))
     seconds = {name: [] for name in WAYS}
     for turn in range(repeats + 1):
         for name, way in ways.items():

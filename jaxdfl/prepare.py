@@ -85,6 +85,8 @@ class Prepared(NamedTuple):
 
     def groups(self) -> list[list[Run]]:
         """Runs that share a program, to go together."""
+        if not self.settings.sweep:  # in the order asked for
+            return [[run] for run in self.runs]
         start, found = self.problem.seeded(self.settings.seeds[0]), {}
 
         @cache  # seeds differ in values alone

@@ -86,7 +86,7 @@ class Summary(NamedTuple):
     score: Score
     baseline: str
     lines: tuple[Line, ...]  # by topology, then by method, each in the order of the rows
-    unfinished: str | None = None  # how far runs got that were cut off, in words
+    unfinished: str | None = None  # how far runs have got, in words; None: to the end
 
     @property
     def chance(self) -> float | None:
@@ -185,9 +185,8 @@ def _unfinished(manifest: Mapping[str, Any], rows: Sequence[Row]) -> str | None:
     short = {run: round for run, round in reached.items() if round < planned and run not in ended}
     if not short:
         return None
-    last, waiting = max(short.values()), sum(run not in begun for run in short)
-    got = f"Cut off after {last} of {planned} rounds" if last else "Cut off at the start"
-    return got + (f", {waiting} of {len(reached)} runs not begun" if waiting else "")
+    got, waiting = f"Not finished: after {max(short.values())} of {planned} rounds", len(short.keys() - begun)
+    return f"{got}, {waiting} of {len(reached)} runs not begun" if waiting else got
 
 
 def _number(row: Row, key: str) -> float:

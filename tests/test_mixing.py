@@ -95,6 +95,20 @@ def test_many_clients_mix_as_the_matrix_product_does(weights):
         np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_several_runs_of_many_clients_mix_as_each_alone_and_by_one_of_the_two_ways(shared):
+    """Under `vmap` a plain condition is a choice among both results; the weights may be one for all runs."""
+    weights = jnp.stack([jnp.eye(MANY_CLIENTS), jnp.full((MANY_CLIENTS,) * 2, 1 / MANY_CLIENTS)])
+    blocks = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), toy.blocks(spread=1.0, clients=MANY_CLIENTS))
+    given = (weights[1] if shared else weights), blocks
+    both = jax.vmap(weighted, (None, 0) if shared else (0, 0))
+    assert "cond[" in str(jax.make_jaxpr(both)(*given))
+    alone = [
+        weighted(weights[1 if shared else run], jax.tree.map(lambda x, run=run: x[run], blocks)) for run in range(2)
+    ]
+    toy.assert_close(both(*given), jax.tree.map(lambda *each: jnp.stack(each), *alone))
+
+
 def test_many_clients_keep_their_mean_over_many_rounds():
     blocks = start = jax.tree.map(lambda x: x + 3.0, toy.blocks(spread=1.0, clients=MANY_CLIENTS))
     step = jax.jit(partial(weighted, jnp.float32(sparse_weights(0))))

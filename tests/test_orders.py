@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import toy
 
-from jaxdfl.methods import METHODS, WRAPPERS, build, complete_parts
+from jaxdfl.methods import METHODS, WRAPPERS, build, parse, parts_of
 from jaxdfl.methods.orders import RULES, refusal
 from jaxdfl.simulate.rounds import make_round
 
@@ -91,8 +91,8 @@ def test_what_stands_between_does_not_hide_a_meaningless_order():
 def test_rules_name_registered_parts_and_accept_every_part_alone():
     named = {name_of(part) for rule in RULES for part in (*rule.left, *rule.right)}
     assert named <= set(METHODS) | set(WRAPPERS)
-    assert not any(refusal(complete_parts(method)) for method in METHODS)
-    assert not any(refusal(complete_parts(spelled("dec_lora", wrapper))) for wrapper in WRAPPERS)
+    assert not any(refusal(parts_of(parse(method))) for method in METHODS)
+    assert not any(refusal(parts_of(parse(spelled("dec_lora", wrapper)))) for wrapper in WRAPPERS)
 
 
 def test_ranks_stand_inside_salf_wherever_the_spec_names_them():

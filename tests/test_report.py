@@ -181,9 +181,9 @@ def test_a_run_that_was_cut_off_says_how_far_it_got_and_how_to_go_on(tmp_path, m
     assert unfinished().unfinished is None
     assert unfinished(runs=[*manifest["runs"], later], stopped=[{**later, "round": 3}]).unfinished is None
     found = unfinished(runs=[*manifest["runs"], later, waiting])
-    assert found.unfinished == "Cut off at the start, 2 of 6 runs not begun"
+    assert found.unfinished == "Not finished: after 0 of 20 rounds, 2 of 6 runs not begun"
     found = unfinished(settings={"rounds": 50}, runs=[*manifest["runs"], waiting])
-    assert found.unfinished == "Cut off after 20 of 50 rounds, 1 of 5 runs not begun"
+    assert found.unfinished == "Not finished: after 20 of 50 rounds, 1 of 5 runs not begun"
     assert found.unfinished in (path / "summary.md").read_text()
     monkeypatch.setattr("jaxdfl.console.OUT", log)
     show_summary(found, path, 3.0)

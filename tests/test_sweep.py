@@ -15,10 +15,8 @@ import pytest
 import toy
 
 from jaxdfl.methods import METHODS
-from jaxdfl.mixing.weighted import MANY_CLIENTS, weighted
 from jaxdfl.simulate.clients import over_clients, portion
 from jaxdfl.simulate.placement import mesh_of, together
-from jaxdfl.simulate.program import of_runs
 from jaxdfl.simulate.rounds import SimState
 from jaxdfl.simulate.run import make_advance, simulate
 from jaxdfl.simulate.sweep import Case, program, stretch, sweep
@@ -228,23 +226,6 @@ def test_stretches_end_at_every_pace_and_have_few_lengths_each_compiled_once(rou
         ends.append(done := these.stop)
     assert {end - start for start, end in pairwise([0, *ends])} == lengths
     assert set(ends) >= {rounds, *(round for pace in every for round in range(pace, rounds + 1, pace))}
-
-
-def test_many_clients_of_several_runs_are_mixed_each_by_the_way_that_its_weights_ask_for():
-    """Under `vmap` a condition is a choice among both results, dense and sparse: 30 times the time (1,024 clients)."""
-    state = SimState(jnp.ones((2, MANY_CLIENTS, 3)).at[:, 7].set(2.0), (), (), jnp.int32(4), jnp.zeros(2))
-    weights = jnp.stack([jnp.eye(MANY_CLIENTS), jnp.full((MANY_CLIENTS,) * 2, 1 / MANY_CLIENTS)])
-
-    def mix(state, weights):
-        return state._replace(blocks=weighted(weights, state.blocks), round=state.round + 1), {"sum": weights.sum()}
-
-    for runs in (1, 2):
-        given = state._replace(blocks=state.blocks[:runs], key=state.key[:runs]), weights[:runs]
-        found, info = of_runs(mix, runs, MANY_CLIENTS)(*given)
-        np.testing.assert_allclose(found.blocks, weights[:runs] @ state.blocks[:runs], rtol=1e-6)
-        assert found.round == 5
-        np.testing.assert_allclose(info["sum"], [MANY_CLIENTS] * runs, rtol=1e-6)
-        assert "cond[" in str(jax.make_jaxpr(of_runs(mix, runs, MANY_CLIENTS))(*given))
 
 
 def test_a_run_added_to_a_sweep_traces_the_loss_no_more_often():

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import toy
 
-from jaxdfl.methods import METHODS, WRAPPERS, build, complete_parts
+from jaxdfl.methods import METHODS, WRAPPERS, build, parse, parts_of
 from jaxdfl.methods.orders import refusal
 from jaxdfl.simulate.rounds import SimState, make_round
 
@@ -119,7 +119,7 @@ def test_equal_wrappers_are_one_object_so_that_runs_share_a_program(name):
 @pytest.mark.parametrize("method", METHODS)
 def test_every_wrapper_goes_around_every_method(name, method):
     spec = f"{method}+{CASES[name][0]}"
-    if refusal(complete_parts(spec)):
+    if refusal(parts_of(parse(spec))):
         with pytest.raises(ValueError, match=f"`{method}(:.*)?` can't stand to the left of"):
             toy.make(spec)
         return

@@ -64,9 +64,14 @@ def pack(examples: Examples, room: Room) -> tuple[Rows, Int[Array, ""]]:
 
     There are groups enough for the worst case, a row for each example. Leaves of `examples` are [examples, ...].
     """
+    places = place(examples.lengths, room)
+    return put(examples, places, room), -(-places.rows // room.rows)
+
+
+def put(examples: Examples, places: Places, room: Room) -> Rows:
+    """The examples in their places, leaves [groups, ...]; a row for each example would fit."""
     count, width = examples.ids.shape
     groups = -(-count // room.rows)
-    places = place(examples.lengths, room)
     offsets = jnp.arange(width)
     real = offsets < examples.lengths[:, None]  # [examples, width]
     row = jnp.where(real, places.row[:, None], groups * room.rows)  # padding goes out of bounds, and is dropped
@@ -81,7 +86,7 @@ def pack(examples: Examples, room: Room) -> tuple[Rows, Int[Array, ""]]:
         blank = jnp.full((groups * room.rows, room.sentences), empty, jnp.int32)
         return blank.at[places.row, places.slot].set(values)
 
-    rows = Rows(
+    return Rows(
         ids=spread(examples.ids),
         types=spread(examples.types),
         positions=spread(offsets.astype(jnp.int32)),
@@ -89,7 +94,6 @@ def pack(examples: Examples, room: Room) -> tuple[Rows, Int[Array, ""]]:
         firsts=by_slot(places.start, 0).reshape(groups, room.rows, room.sentences),
         labels=by_slot(examples.labels, -1).reshape(groups, room.rows * room.sentences),
     )
-    return rows, -(-places.rows // room.rows)
 
 
 def pack_split(examples: Examples, room: Room) -> tuple[Rows, Int[np.ndarray, " examples"]]:
@@ -100,13 +104,15 @@ def pack_split(examples: Examples, room: Room) -> tuple[Rows, Int[np.ndarray, " 
     groups, begins, done = [], [], 0
     for first in range(0, len(examples.lengths), AT_ONCE):
         part = jax.tree.map(lambda x, first=first: x[first : first + AT_ONCE], examples)
-        places, rows, used = jax.device_get(_packed(part, room))
+        places, rows = jax.device_get(_placed(part, room))
+        used = -(-int(places.rows) // room.rows)
         groups.append(jax.tree.map(lambda x, used=used: x[:used], rows))
         begins.append((done * room.rows + places.row) * room.length + places.start)
-        done += int(used)
+        done += used
     return jax.tree.map(lambda *each: np.concatenate(each), *groups), np.concatenate(begins)
 
 
 @partial(jax.jit, static_argnums=1)
-def _packed(examples: Examples, room: Room) -> tuple[Places, Rows, Int[Array, ""]]:
-    return place(examples.lengths, room), *pack(examples, room)
+def _placed(examples: Examples, room: Room) -> tuple[Places, Rows]:
+    places = place(examples.lengths, room)
+    return places, put(examples, places, room)

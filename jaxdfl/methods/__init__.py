@@ -151,14 +151,10 @@ def parse(spec: str) -> Spec:
     return Spec(*method, tuple(read_part(part, WRAPPERS, "wrapper") for part in rest))
 
 
-def complete_parts(spec: str) -> list[Part]:
-    """The method and its wrappers, each with all that it takes, defaults included.
-
-    Raises:
-        ValueError: see `parse`.
-    """
-    name, settings, wrappers = parse(spec)
-    return [completed(part, (METHODS | WRAPPERS)[part.name]) for part in (Part(name, settings), *wrappers)]
+def parts_of(asked: Spec) -> list[Part]:
+    """The method and its wrappers, each with all that it takes, defaults included."""
+    named = (Part(asked.name, asked.settings), *asked.wrappers)
+    return [completed(part, (METHODS | WRAPPERS)[part.name]) for part in named]
 
 
 def build(spec: str, **world: Any) -> Method:
@@ -170,8 +166,8 @@ def build(spec: str, **world: Any) -> Method:
     Raises:
         ValueError: see `parse`; or a setting out of its range, or an order that makes no sense.
     """
-    name, settings, wrappers = parse(spec)
-    require_sense(complete_parts(spec))
+    name, settings, wrappers = asked = parse(spec)
+    require_sense(parts_of(asked))
     on_links = [part for part in wrappers if wraps(WRAPPERS[part.name]) == "inner"]
     around = [part for part in wrappers if wraps(WRAPPERS[part.name]) == "method"]
 

@@ -21,9 +21,11 @@ def weighted(weights: Float[Array, "clients clients"], tree: Tree) -> Tree:
     their sum of one by about 1e-3, so that the mean drifts. Many clients that each hear few are summed neighbour by
     neighbour, which the weights decide as the program runs; the two ways differ by rounding.
     """
+    return matrix_product(weights, tree) if len(weights) < MANY_CLIENTS else _as_weights_ask(weights, tree)
 
-    if len(weights) < MANY_CLIENTS:
-        return matrix_product(weights, tree)
+
+@jax.custom_batching.sequential_vmap  # several at once would compute both ways of each
+def _as_weights_ask(weights: Float[Array, "clients clients"], tree: Tree) -> Tree:
     most = jnp.count_nonzero(weights, axis=1).max()
     return jax.lax.cond(most <= MOST_HEARD, sum_over_neighbours, matrix_product, weights, tree)
 

@@ -16,7 +16,6 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from jaxdfl.methods.schedules import nothing
-from jaxdfl.mixing.weighted import MANY_CLIENTS
 from jaxdfl.protocol import Info, Method
 from jaxdfl.simulate.clients import ALL, over_clients, share_of
 from jaxdfl.simulate.placement import EVERYWHERE, FROZEN, ROUNDS_RUNS, STATE, Frozen
@@ -34,27 +33,18 @@ def code(method: Method) -> Method:
     return method._replace(trains=nothing, shares=nothing, start=None)
 
 
-def of_runs(mix: Callable[..., tuple[SimState, Info]], runs: int, clients: int) -> Callable[..., tuple[SimState, Info]]:
-    """`mix` of one run, for so many: all at once, or in turn where there is one, or where their clients are many.
-
-    For mixing many clients depends on a condition (`jaxdfl.mixing.weighted`), and all at once computes both its ways.
-    """
-    if runs > 1 and clients < MANY_CLIENTS:
+def of_runs(mix: Callable[..., tuple[SimState, Info]], runs: int) -> Callable[..., tuple[SimState, Info]]:
+    """`mix` of one run, mapped over so many; one alone is not, since under a map a condition computes both its ways."""
+    if runs > 1:
         return jax.vmap(mix, in_axes=(RUNS, 0, 0), out_axes=(RUNS, 0))
 
-    def in_turn(state: SimState, *given: Any) -> tuple[SimState, Info]:
-        def one(given: Any) -> tuple[SimState, Info]:
-            begun, *rest = given
-            return mix(begun._replace(round=state.round), *rest)
+    def alone(state: SimState, *given: Any) -> tuple[SimState, Info]:
+        (first, *rest) = jax.tree.map(lambda x: x[0], (state._replace(round=()), *given))
+        after, info = mix(first._replace(round=state.round), *rest)
+        done, info = jax.tree.map(lambda x: x[None], (after._replace(round=()), info))
+        return done._replace(round=after.round), info
 
-        several = (state._replace(round=()), *given)
-        if runs > 1:
-            after, info = jax.lax.map(one, several)
-        else:
-            after, info = jax.tree.map(lambda x: x[None], one(jax.tree.map(lambda x: x[0], several)))
-        return after._replace(round=after.round[0]), info
-
-    return in_turn
+    return alone
 
 
 def make_advance(
@@ -88,7 +78,7 @@ def make_advance(
             flat = jax.tree.map(lambda x: x.reshape(runs * held, *x.shape[2:]), given)
             trained = over_clients(train, chunk)((frozen, examples), (variant, flat))
             trained = jax.tree.map(lambda x: x.reshape(runs, held, *x.shape[1:]), trained)
-            return of_runs(stages.mix, runs, clients)(state, trained, at)
+            return of_runs(stages.mix, runs)(state, trained, at)
 
         return jax.lax.scan(one_round, state, (jax.vmap(jax.vmap(share.own))(plan), conditions))
 
