@@ -36,8 +36,9 @@ def test_the_plan_counts_the_arrays_that_the_runs_have(methods):
 
 def test_what_fits_is_the_largest_that_does():
     found = planner.memory(prepare(SMALL))._replace(available=10**9)
-    for most in (found.scaled(found.most_clients, found.runs), found.scaled(found.clients, found.most_runs)):
-        assert 0.99 * 10**9 < most.total <= 10**9
+    clients, runs = found.most_clients, found.most_runs
+    assert found.scaled(clients, found.runs).total <= 10**9 < found.scaled(clients + 1, found.runs).total
+    assert found.scaled(found.clients, runs).total <= 10**9 < found.scaled(found.clients, runs + 1).total
     assert found._replace(available=10).most_clients == 0
     assert found._replace(available=None).most_clients is None
 
